@@ -1,0 +1,21 @@
+//! The domain: what a model, a version, a tensor and a traffic policy are, and every decision about them.
+//!
+//! Pure: no I/O, no async runtime, no wire format, no clock. Time and random draws are arguments.
+
+pub mod tensor;
+
+pub mod model;
+
+pub mod artifact;
+
+pub mod infer;
+
+pub mod deployment;
+
+pub mod routing;
+
+pub mod event;
+
+pub mod error;
+
+pub mod ports;

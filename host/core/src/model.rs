@@ -1,0 +1,173 @@
+//! Names and numbers of models, and what a version takes and gives.
+
+use std::fmt;
+
+use crate::error::Error;
+use crate::tensor::TensorSpec;
+
+#[cfg(test)]
+mod tests;
+
+/// Words that follow a model's name in a URL, so no name may be one of them.
+const RESERVED: [&str; 9] =
+    ["versions", "infer", "ready", "config", "stats", "generate", "generate_stream", "trace", "labels"];
+
+/// Longest prefix or name, in bytes.
+const MAX_SEGMENT: usize = 64;
+
+/// `prefix/name`, e.g. `marketing/churn`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ModelName {
+    text: String,
+    slash: usize,
+}
+
+impl ModelName {
+    /// Reads `prefix/name`. Each part: 1 to 64 of ASCII letters, digits, `.`, `_` and `-`, starting with a letter or
+    /// digit; no word that follows a name in a URL (`versions`, `infer`, …), nothing that reads as a version (`v6`).
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let (prefix, name) = text
+            .split_once('/')
+            .ok_or_else(|| Error::invalid(format!("model {text:?} is not of the form prefix/name")))?;
+        for segment in [prefix, name] {
+            check_segment(segment)
+                .map_err(|why| Error::invalid(format!("model {text:?}: {segment:?} {why}")))?;
+        }
+        Ok(Self { text: text.to_owned(), slash: prefix.len() })
+    }
+
+    /// `prefix/name`.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The namespace.
+    pub fn prefix(&self) -> &str {
+        self.text.get(..self.slash).unwrap_or_default()
+    }
+
+    /// The name within its prefix.
+    pub fn name(&self) -> &str {
+        self.text.get(self.slash + 1..).unwrap_or_default()
+    }
+}
+
+/// So that maps keyed by name are looked up by text, without an allocation.
+impl std::borrow::Borrow<str> for ModelName {
+    fn borrow(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn check_segment(segment: &str) -> Result<(), &'static str> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if segment.is_empty() || segment.len() > MAX_SEGMENT {
+        return Err("must have 1 to 64 characters");
+    }
+    if !segment.bytes().all(allowed) || !segment.starts_with(|first: char| first.is_ascii_alphanumeric()) {
+        return Err("may hold letters, digits, '.', '_' and '-', and starts with a letter or digit");
+    }
+    if RESERVED.contains(&segment) || ModelVersion::parse(segment).is_ok() {
+        return Err("is reserved, because it may follow a model's name in a URL");
+    }
+    Ok(())
+}
+
+/// A version's number: from 1, per model, never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ModelVersion(u32);
+
+impl ModelVersion {
+    /// The first version of a model.
+    pub const FIRST: Self = Self(1);
+
+    /// A number from storage. Errors: zero.
+    pub fn new(number: u32) -> Result<Self, Error> {
+        if number == 0 {
+            Err(Error::invalid("version 0 does not exist: they start at 1"))
+        } else {
+            Ok(Self(number))
+        }
+    }
+
+    /// Reads `6` or `v6`.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let digits = text.strip_prefix('v').unwrap_or(text);
+        let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
+        number
+            .and_then(|number| Self::new(number).ok())
+            .ok_or_else(|| Error::invalid(format!("version {text:?} is not a number from 1, as in 6 or v6")))
+    }
+
+    /// The number.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for ModelVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// What a version takes and gives.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Signature {
+    /// The tensors of a request; all of them are required.
+    pub inputs: Vec<TensorSpec>,
+    /// The tensors of a response.
+    pub outputs: Vec<TensorSpec>,
+}
+
+impl Signature {
+    /// Whether it can be served. Errors: no input or output, or a name given twice (tensor or column).
+    pub fn check(&self) -> Result<(), Error> {
+        for (role, specs) in [("input", &self.inputs), ("output", &self.outputs)] {
+            if specs.is_empty() {
+                return Err(Error::invalid(format!("the signature has no {role}")));
+            }
+            for (at, spec) in specs.iter().enumerate() {
+                if specs.iter().take(at).any(|earlier| earlier.name == spec.name) {
+                    return Err(Error::invalid(format!(
+                        "{role} {:?} stands twice in the signature",
+                        spec.name
+                    )));
+                }
+                check_columns(role, spec)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The input that is a table of named columns, when it is the only input.
+    pub fn table(&self) -> Option<&TensorSpec> {
+        match self.inputs.as_slice() {
+            [input] if !input.columns.is_empty() => Some(input),
+            _ => None,
+        }
+    }
+}
+
+fn check_columns(role: &str, spec: &TensorSpec) -> Result<(), Error> {
+    if spec.columns.is_empty() {
+        return Ok(());
+    }
+    let (name, count) = (&spec.name, spec.columns.len());
+    if !matches!(spec.shape.as_slice(), [_, Some(width)] if *width == count as u64) {
+        let shape = crate::tensor::DisplayShape(&spec.shape);
+        return Err(Error::invalid(format!("{role} {name:?}: {count} columns do not fit shape {shape}")));
+    }
+    let mut names: Vec<_> = spec.columns.iter().map(|column| &column.name).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair.first() == pair.last()) {
+        Some(pair) => Err(Error::invalid(format!("{role} {name:?}: column {:?} stands twice", pair.first()))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,76 @@
+//! What the domain asks of the outside. Only where a fake earns its keep in tests.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::artifact::Digest;
+use crate::deployment::{LoadReport, Package, Snapshot, Version};
+use crate::error::Error;
+use crate::event::{Comparison, Prediction};
+use crate::infer::{Deadline, InferRequest};
+use crate::model::{ModelName, ModelVersion};
+use crate::tensor::Tensor;
+
+/// A future that a port returns.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Turns packages into models that answer.
+pub trait ModelRuntime: Send + Sync {
+    /// Verifies, compiles, loads, snapshots and warms. What was done before for the same package is found in the
+    /// cache; with what loading it once brought to light (`known`), such a package is ready without running anything
+    /// but its examples. Errors name the step: caller's fault (manifest), plugin's (component, artifacts) or host's.
+    fn load<'a>(
+        &'a self,
+        package: &'a Package,
+        known: Option<&'a LoadReport>,
+    ) -> BoxFuture<'a, Result<Arc<dyn LoadedModel>, Error>>;
+}
+
+/// A version that answers.
+pub trait LoadedModel: Send + Sync {
+    /// What loading brought to light.
+    fn report(&self) -> &LoadReport;
+
+    /// Answers a request that conforms to the signature; its outputs conform too. Dropping the future stops the
+    /// guest. Errors: invalid argument (the model says so), plugin fault, deadline exceeded, internal.
+    fn infer<'a>(
+        &'a self,
+        request: &'a InferRequest,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Vec<Tensor>, Error>>;
+}
+
+/// Content by digest.
+pub trait BlobStore: Send + Sync {
+    /// The whole content, checked against its digest.
+    /// Errors: not found, internal (unreadable, or its content is not what its digest says).
+    fn read<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, Error>>;
+}
+
+/// Sees what happened. One recorder a version, so that the request path looks nothing up.
+pub trait Observer: Send + Sync {
+    /// The recorder of one version.
+    fn recorder(&self, model: &ModelName, version: ModelVersion) -> Arc<dyn Recorder>;
+}
+
+/// Sees what happened to one version. Called on the request path: it must not block.
+pub trait Recorder: Send + Sync {
+    /// A prediction ended.
+    fn prediction(&self, prediction: &Prediction);
+    /// This version, as a challenger, saw or should have seen a copy.
+    fn comparison(&self, comparison: &Comparison);
+}
+
+/// Brings versions into memory and out of it.
+pub trait Lifecycle: Send + Sync {
+    /// Loads the version unless it is loaded. Errors: as [`ModelRuntime::load`].
+    fn ready<'a>(&'a self, version: &'a Version) -> BoxFuture<'a, Result<(), Error>>;
+    /// Forgets the loaded version: requests that run finish, the next one loads it again. Says whether it was loaded.
+    fn unload(&self, version: &Version) -> bool;
+    /// Whether it is loaded.
+    fn is_ready(&self, version: &Version) -> bool;
+    /// Makes this what is served: whole, at once.
+    fn publish(&self, snapshot: Arc<Snapshot>);
+}
