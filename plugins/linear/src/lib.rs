@@ -1,0 +1,31 @@
+//! Serves linear and logistic regression exported from a scikit-learn pipeline as `modelhost-linear/1` JSON.
+//!
+//! One FP32 input `input` [-1, n_features] (a categorical value is its index, a missing one NaN). Sums are in f64, as
+//! in scikit-learn; answers are FP32.
+
+mod model;
+
+use modelhost_sdk::{Config, Error, Model, Request, Signature, Tensor, artifact, artifact_names};
+
+pub use model::Linear;
+
+impl Model for Linear {
+    fn load(config: &Config) -> Result<(Self, Signature), Error> {
+        let names = artifact_names();
+        let name = config.parameter("model").or(names.first().map(String::as_str));
+        let name = name.ok_or_else(|| Error::Model("no artifact: the linear runtime reads one JSON file".into()))?;
+        let model = Self::parse(&artifact(name)?).map_err(|why| Error::Model(format!("{name}: {why}")))?;
+        let signature = model.signature(config)?;
+        Ok((model, signature))
+    }
+
+    fn infer(&self, request: &Request) -> Result<Vec<Tensor>, Error> {
+        let input = request.input("input")?;
+        let rows = input.shape.first().copied().unwrap_or(0);
+        let answers = self.predict(&input.values::<f32>()?)?;
+        Ok(vec![Tensor::from_values(self.output(), &self.output_shape(rows), &answers)])
+    }
+}
+
+#[cfg(target_family = "wasm")]
+modelhost_sdk::export!(Linear);

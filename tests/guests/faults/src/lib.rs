@@ -1,0 +1,88 @@
+//! A guest that misbehaves as its manifest's `fault` parameter says; `echo` and `count` behave.
+
+use std::cell::Cell;
+
+use modelhost_sdk::{Config, Datatype, Error, Model, Request, Signature, Tensor, TensorSpec, artifact};
+
+struct Faults {
+    fault: String,
+    calls: Cell<u64>,
+}
+
+impl Model for Faults {
+    fn load(config: &Config) -> Result<(Self, Signature), Error> {
+        let fault = config.parameter("fault").unwrap_or("echo").to_owned();
+        let datatype = match config.parameter("datatype") {
+            Some("BYTES") => Datatype::Bytes,
+            _ => Datatype::Fp32,
+        };
+        match fault.as_str() {
+            "load-panics" => panic!("load panics as told"),
+            "load-fails" => return Err(Error::Model("the artifact is not a model".into())),
+            "load-spins" => spin(),
+            "load-missing-artifact" => drop(artifact("nowhere.bin")?),
+            "load-bad-signature" => {
+                return Ok((Self { fault, calls: Cell::new(0) }, Signature { inputs: vec![], outputs: vec![] }));
+            }
+            _ => {}
+        }
+        let signature = Signature {
+            inputs: vec![TensorSpec::new("x", datatype, &[-1])],
+            outputs: vec![TensorSpec::new("y", datatype, &[-1])],
+        };
+        Ok((Self { fault, calls: Cell::new(0) }, signature))
+    }
+
+    fn infer(&self, request: &Request) -> Result<Vec<Tensor>, Error> {
+        let x = request.input("x")?;
+        let mut y = Tensor { name: "y".into(), ..x.clone() };
+        match self.fault.as_str() {
+            "spin" => spin(),
+            "panic" => panic!("it panics as told"),
+            "overflow-stack" => y.data.push(recurse(1) as u8),
+            "grow-memory" => y.data = grow(),
+            "read-out-of-bounds" => y.data.push(x.data[x.data.len()]),
+            "wrong-shape" => y.shape = vec![y.shape[0], 1],
+            "wrong-length" => y.data.push(0),
+            "wrong-datatype" => y.datatype = Datatype::Int32,
+            "wrong-name" => y.name = "z".into(),
+            "no-output" => return Ok(vec![]),
+            "refuse-input" => return Err(Error::InvalidInput("x must be positive".into())),
+            "fail" => return Err(Error::Model("its weights are not numbers".into())),
+            // A request's sleep without a clock: work that ends by itself, its length given in millions of steps.
+            "slow" => y.data[0] ^= (busy(x.values::<f32>()?.first().copied().unwrap_or(1.0)) & 0) as u8,
+            "count" => {
+                self.calls.set(self.calls.get() + 1);
+                let counts = vec![self.calls.get() as f32; x.shape[0] as usize];
+                y = Tensor::from_values("y", &x.shape, &counts);
+            }
+            _ => {}
+        }
+        Ok(vec![y])
+    }
+}
+
+fn spin() -> ! {
+    loop {
+        std::hint::black_box(0);
+    }
+}
+
+#[expect(unconditional_recursion, reason = "that is the fault")]
+fn recurse(depth: u64) -> u64 {
+    let frame = std::hint::black_box([depth; 64]);
+    recurse(depth + 1) + frame[0]
+}
+
+fn grow() -> Vec<u8> {
+    let mut blocks = Vec::new();
+    loop {
+        blocks.push(std::hint::black_box(vec![1_u8; 1 << 20]));
+    }
+}
+
+fn busy(millions: f32) -> u64 {
+    (0..(millions * 1e6) as u64).fold(0, |sum, step| std::hint::black_box(sum ^ step))
+}
+
+modelhost_sdk::export!(Faults);
