@@ -1,0 +1,105 @@
+//! The wasmtime engine, its settings, and compilation.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use modelhost_core::deployment::Limits;
+use modelhost_core::error::Error;
+use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
+
+/// How long one epoch lasts: the granularity of deadlines, and the longest a guest holds a server thread.
+const EPOCH: Duration = Duration::from_millis(1);
+
+/// The engine's settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Compiled code. May be deleted at any time: it is made again.
+    pub cache_dir: PathBuf,
+    /// Live instances at once, over all versions. About 15,000 fit one process (`vm.max_map_count`).
+    pub instances: u32,
+    /// What a version's manifest may ask for at most.
+    pub limits_cap: Limits,
+    /// Longest run of `load`, per version.
+    pub load_deadline: Duration,
+    /// Bytes of a released instance's memory that are zeroed rather than unmapped.
+    pub keep_resident_bytes: usize,
+    /// Reset only the pages that a request wrote (Linux 6.7 and later). `None`: where the kernel has it.
+    pub pagemap_scan: Option<bool>,
+}
+
+impl Config {
+    /// Sensible settings over this cache folder.
+    pub fn new(cache_dir: PathBuf) -> Self {
+        Self {
+            cache_dir,
+            instances: 1000,
+            limits_cap: Limits {
+                memory_bytes: 1 << 30,
+                deadline: Duration::from_secs(60),
+                concurrency: 1000,
+                queue: 65_536,
+                artifact_bytes: 16 << 30,
+            },
+            load_deadline: Duration::from_secs(60),
+            keep_resident_bytes: 1 << 20,
+            pagemap_scan: None,
+        }
+    }
+}
+
+/// Builds the engine and starts its clock. Errors: internal, when the machine cannot hold the pool.
+pub(crate) fn engine(config: &Config) -> Result<Engine, Error> {
+    let mut settings = wasmtime::Config::new();
+    settings
+        .cranelift_opt_level(OptLevel::Speed)
+        .epoch_interruption(true)
+        .memory_init_cow(true)
+        .concurrency_support(false)
+        .wasm_backtrace_max_frames(None)
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(config)));
+    let engine = Engine::new(&settings)
+        .map_err(|error| Error::internal(format!("the instance pool cannot be made: {error:#}")))?;
+    start_clock(&engine).map_err(|error| Error::internal(format!("no thread for deadlines: {error}")))?;
+    Ok(engine)
+}
+
+fn pool(config: &Config) -> PoolingAllocationConfig {
+    let count = config.instances;
+    let mut pool = PoolingAllocationConfig::default();
+    // A component made from Rust holds its module and the two small ones that tie its imports.
+    pool.total_component_instances(count)
+        .total_core_instances(count.saturating_mul(4))
+        .total_memories(count)
+        .total_tables(count.saturating_mul(2))
+        .total_stacks(count)
+        .max_unused_warm_slots(count)
+        .max_memory_size(usize::try_from(config.limits_cap.memory_bytes).unwrap_or(usize::MAX))
+        .table_elements(100_000)
+        .linear_memory_keep_resident(config.keep_resident_bytes)
+        .table_keep_resident(64 << 10)
+        .pagemap_scan(match config.pagemap_scan {
+            Some(true) => Enabled::Yes,
+            Some(false) => Enabled::No,
+            None => Enabled::Auto,
+        });
+    pool
+}
+
+/// Ends with the engine.
+fn start_clock(engine: &Engine) -> std::io::Result<()> {
+    let weak = engine.weak();
+    std::thread::Builder::new().name("epoch".into()).spawn(move || {
+        while let Some(engine) = weak.upgrade() {
+            engine.increment_epoch();
+            drop(engine);
+            std::thread::sleep(EPOCH);
+        }
+    })?;
+    Ok(())
+}
+
+/// Compiles a component to the bytes that the cache keeps. Blocks for as long as it takes.
+/// Errors: plugin fault, when it is no valid component.
+pub(crate) fn precompile(engine: &Engine, wasm: &[u8]) -> Result<Vec<u8>, Error> {
+    engine.precompile_component(wasm).map_err(|error| crate::fault::in_step("compile", &error))
+}

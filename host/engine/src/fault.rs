@@ -1,0 +1,42 @@
+//! Whose fault it is: a guest that traps, passes a limit or breaks the contract is the plugin's.
+
+use modelhost_core::error::{Error, ErrorCode};
+use wasmtime::{PoolConcurrencyLimitError, Trap};
+
+use crate::state::State;
+
+/// The guest ran past its deadline.
+#[derive(Debug, thiserror::Error)]
+#[error("deadline passed")]
+pub(crate) struct DeadlinePassed;
+
+/// A failure while a version is prepared. Names the step.
+pub(crate) fn in_step(step: &str, error: &wasmtime::Error) -> Error {
+    Error::new(ErrorCode::PluginFault, format!("{step}: {error:#}"))
+}
+
+/// A call into the guest ended in `error`: says why in the guest's own terms where it can.
+pub(crate) fn of_call(error: &wasmtime::Error, state: &State, limit_ms: u128) -> Error {
+    if error.is::<PoolConcurrencyLimitError>() {
+        return Error::new(ErrorCode::ResourceExhausted, "every instance slot of this host is in use");
+    }
+    let what = if error.is::<DeadlinePassed>() {
+        format!("the plugin did not answer within its deadline of {limit_ms} ms")
+    } else if state.memory.refused {
+        "the plugin ran out of the memory that its limit allows".to_owned()
+    } else if let Some(trap) = error.downcast_ref::<Trap>() {
+        format!("the plugin trapped: {}", trap_text(*trap))
+    } else {
+        format!("the plugin failed: {}", error.root_cause())
+    };
+    let said = state.last_error.as_ref().map(|said| format!(" (it said: {said})")).unwrap_or_default();
+    Error::new(ErrorCode::PluginFault, format!("{what}{said}"))
+}
+
+fn trap_text(trap: Trap) -> String {
+    match trap {
+        Trap::StackOverflow => "call stack exhausted".to_owned(),
+        Trap::UnreachableCodeReached => "it panicked or aborted".to_owned(),
+        other => other.to_string().trim_start_matches("wasm trap: ").to_owned(),
+    }
+}

@@ -1,0 +1,241 @@
+//! From a package to a version that answers: verify, compile, load, snapshot, compile the snapshot, warm.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use modelhost_core::deployment::{Isolation, LoadReport, Package};
+use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::ports::{BlobStore, BoxFuture, LoadedModel, ModelRuntime};
+use tokio::sync::Semaphore;
+use wasmtime::component::{Component, Linker};
+use wasmtime::{Engine, error::Context as _};
+use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
+
+use crate::bindings::RuntimePre;
+use crate::cache::{Cache, Key};
+use crate::compile::{self, Config};
+use crate::instance::{Instance, Instances, Loaded, read_files};
+use crate::state::{Files, State};
+use crate::{examples, fault, state, verify};
+
+/// Compiling uses every core: one version at a time leaves the others to the requests.
+const COMPILING_AT_ONCE: usize = 1;
+
+/// Turns packages into answering versions: the engine's [`ModelRuntime`].
+pub struct Runtime {
+    engine: Engine,
+    linker: Linker<State>,
+    cache: Cache,
+    blobs: Arc<dyn BlobStore>,
+    config: Config,
+    compiling: Semaphore,
+}
+
+impl Runtime {
+    /// Reserves the pool and opens the cache. Errors: internal, naming what the machine refused.
+    pub fn new(config: Config, blobs: Arc<dyn BlobStore>) -> Result<Arc<Self>, Error> {
+        let engine = compile::engine(&config)?;
+        let linker = state::linker(&engine).map_err(|error| Error::internal(format!("linker: {error:#}")))?;
+        let cache = Cache::open(&config.cache_dir)?;
+        Ok(Arc::new(Self {
+            engine,
+            linker,
+            cache,
+            blobs,
+            config,
+            compiling: Semaphore::new(COMPILING_AT_ONCE),
+        }))
+    }
+
+    async fn load_package(&self, package: &Package, known: Option<&LoadReport>) -> Result<Loaded, Error> {
+        package.limits.check(&self.config.limits_cap)?;
+        if let Some(loaded) = self.find_compiled(package, known)? {
+            return Ok(loaded);
+        }
+        let _permit = self.compiling.acquire().await.map_err(|_| Error::internal("shutting down"))?;
+        let wasm = self.blobs.read(&package.component).await?;
+        let files = read_files(&*self.blobs, package).await?;
+        if package.isolation == Some(Isolation::Instance) {
+            return self.load_warm(package, &wasm, files, None).await;
+        }
+        match self.load_snapshot(package, &wasm, files.clone()).await {
+            Err(NoSnapshot::Refused(why)) if package.isolation.is_none() => {
+                let note = format!("its component cannot be snapshot: {why}");
+                tracing::warn!(component = %package.component, note, "running in warm instances");
+                self.load_warm(package, &wasm, files, Some(note)).await
+            }
+            Err(NoSnapshot::Refused(why)) => Err(Error::new(
+                ErrorCode::PluginFault,
+                format!(
+                    "snapshot: isolation = \"request\" was asked for, but the component cannot be snapshot: {why}"
+                ),
+            )),
+            Err(NoSnapshot::Failed(error)) => Err(error),
+            Ok(loaded) => Ok(loaded),
+        }
+    }
+
+    /// A version that was loaded before: its code is mapped from the cache and nothing runs.
+    fn find_compiled(&self, package: &Package, known: Option<&LoadReport>) -> Result<Option<Loaded>, Error> {
+        let Some(report) = known.filter(|report| report.isolation == Isolation::Request) else {
+            return Ok(None);
+        };
+        let Some(component) = self.cache.find(&self.engine, self.snapshot_key(package)) else {
+            return Ok(None);
+        };
+        self.loaded(package, &component, report.clone(), Instances::Fresh).map(Some)
+    }
+
+    async fn load_snapshot(
+        &self,
+        package: &Package,
+        wasm: &Bytes,
+        files: Files,
+    ) -> Result<Loaded, NoSnapshot> {
+        let mut wizer = Wizer::new();
+        wizer.keep_init_func(true);
+        let (context, instrumented) =
+            wizer.instrument_component(wasm).map_err(|error| NoSnapshot::Refused(format!("{error:#}")))?;
+        let key = Key::new(&self.engine, "instrumented").with(package.component.to_string().as_bytes());
+        let component = tokio::task::block_in_place(|| {
+            self.cache.get_or_make(&self.engine, key, || compile::precompile(&self.engine, &instrumented))
+        })?;
+        verify::verify(&self.engine, &component, &package.capabilities)?;
+
+        let limit = self.config.load_deadline;
+        let pre = self.link(&component)?;
+        let store =
+            State::store(&self.engine, package.limits.memory_bytes, Instant::now() + limit, Some(files));
+        let (mut instance, raw) = start_with_raw(&pre, store, limit).await?;
+        let signature = instance.load(package, limit).await.map_err(|error| in_step("load", error))?;
+        let mut access = WasmtimeWizerComponent { store: &mut instance.store, instance: raw };
+        let snapshot = wizer
+            .snapshot_component(&context, &mut access)
+            .await
+            .map_err(|error| fault::in_step("snapshot", &error))?;
+        drop(instance);
+
+        let component = tokio::task::block_in_place(|| {
+            self.cache.get_or_make(&self.engine, self.snapshot_key(package), || {
+                compile::precompile(&self.engine, &snapshot)
+            })
+        })?;
+        let report = LoadReport { signature, isolation: Isolation::Request, isolation_note: None };
+        Ok(self.loaded(package, &component, report, Instances::Fresh)?)
+    }
+
+    async fn load_warm(
+        &self,
+        package: &Package,
+        wasm: &Bytes,
+        files: Files,
+        note: Option<String>,
+    ) -> Result<Loaded, Error> {
+        let key = Key::new(&self.engine, "plain").with(package.component.to_string().as_bytes());
+        let component = tokio::task::block_in_place(|| {
+            self.cache.get_or_make(&self.engine, key, || compile::precompile(&self.engine, wasm))
+        })?;
+        verify::verify(&self.engine, &component, &package.capabilities)?;
+        let limit = self.config.load_deadline;
+        let pre = self.link(&component)?;
+        let store =
+            State::store(&self.engine, package.limits.memory_bytes, Instant::now() + limit, Some(files));
+        let mut instance = Instance::start(&pre, store, limit).await?;
+        let signature = instance.load(package, limit).await.map_err(|error| in_step("load", error))?;
+        let report = LoadReport { signature, isolation: Isolation::Instance, isolation_note: note };
+        let instances = Instances::Warm {
+            idle: Mutex::new(vec![instance]),
+            blobs: Arc::clone(&self.blobs),
+            package: Box::new(package.clone()),
+            load_limit: limit,
+        };
+        self.loaded(package, &component, report, instances)
+    }
+
+    fn loaded(
+        &self,
+        package: &Package,
+        component: &Component,
+        report: LoadReport,
+        instances: Instances,
+    ) -> Result<Loaded, Error> {
+        Ok(Loaded {
+            engine: self.engine.clone(),
+            pre: self.link(component)?,
+            report,
+            memory_bytes: package.limits.memory_bytes,
+            limit: package.limits.deadline,
+            instances,
+        })
+    }
+
+    fn link(&self, component: &Component) -> Result<RuntimePre<State>, Error> {
+        self.linker
+            .instantiate_pre(component)
+            .and_then(RuntimePre::new)
+            .context("the component does not fit the host's interfaces")
+            .map_err(|error| fault::in_step("link", &error))
+    }
+
+    /// Everything that decides what the loaded memory holds.
+    fn snapshot_key(&self, package: &Package) -> Key {
+        let mut key = Key::new(&self.engine, "snapshot").with(package.component.to_string().as_bytes());
+        for artifact in &package.artifacts {
+            key = key.with(artifact.name.as_bytes()).with(artifact.digest.to_string().as_bytes());
+        }
+        for (name, value) in &package.parameters {
+            key = key.with(name.as_bytes()).with(value.as_bytes());
+        }
+        key.with(format!("{:?}", package.columns).as_bytes())
+    }
+}
+
+impl ModelRuntime for Runtime {
+    fn load<'a>(
+        &'a self,
+        package: &'a Package,
+        known: Option<&'a LoadReport>,
+    ) -> BoxFuture<'a, Result<Arc<dyn LoadedModel>, Error>> {
+        Box::pin(async move {
+            let loaded = Arc::new(self.load_package(package, known).await?);
+            let patience = package.limits.deadline.max(Duration::from_secs(10));
+            examples::run(&*loaded, &package.examples, patience).await?;
+            Ok(loaded as Arc<dyn LoadedModel>)
+        })
+    }
+}
+
+/// Why there is no snapshot.
+enum NoSnapshot {
+    /// The tool cannot snapshot this kind of component.
+    Refused(String),
+    /// A step failed.
+    Failed(Error),
+}
+
+impl From<Error> for NoSnapshot {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+fn in_step(step: &str, error: Error) -> Error {
+    let code = if error.code == ErrorCode::InvalidArgument { ErrorCode::PluginFault } else { error.code };
+    Error::new(code, format!("{step}: {}", error.message))
+}
+
+/// Like [`Instance::start`], and keeps the untyped handle that the snapshot reads memory through.
+async fn start_with_raw(
+    pre: &RuntimePre<State>,
+    mut store: wasmtime::Store<State>,
+    limit: Duration,
+) -> Result<(Instance, wasmtime::component::Instance), Error> {
+    let raw = match pre.instance_pre().instantiate_async(&mut store).await {
+        Ok(raw) => raw,
+        Err(error) => return Err(fault::of_call(&error, store.data(), limit.as_millis())),
+    };
+    let runtime =
+        crate::bindings::Runtime::new(&mut store, &raw).map_err(|error| fault::in_step("link", &error))?;
+    Ok((Instance { store, runtime }, raw))
+}

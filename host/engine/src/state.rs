@@ -1,0 +1,169 @@
+//! The host's side of one instance: what a guest reaches through its imports. Lives as long as its store.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use wasmtime::component::{HasSelf, Linker, ResourceTable};
+use wasmtime::{Engine, Store, UpdateDeadline};
+use wasmtime_wasi::random::Deterministic;
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use crate::bindings::Runtime;
+use crate::bindings::modelhost::inference::{artifacts, logging, types};
+use crate::fault::DeadlinePassed;
+use crate::limits::MemoryLimit;
+
+/// Log lines that one call may write, and bytes of each.
+const MAX_LOG_LINES: u32 = 100;
+const MAX_LOG_BYTES: usize = 4096;
+
+/// What a guest draws when it asks for randomness: the golden ratio's digits, the same for every request.
+const RANDOM: [u8; 16] = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834_u128.to_be_bytes();
+
+/// What `load` may read: names and contents, in the manifest's order.
+pub(crate) type Files = Vec<(String, Bytes)>;
+
+pub(crate) struct State {
+    pub(crate) memory: MemoryLimit,
+    pub(crate) deadline: Instant,
+    /// Only while `load` runs.
+    pub(crate) files: Option<Files>,
+    /// The last line logged as an error: a panic's message, for the fault's text.
+    pub(crate) last_error: Option<String>,
+    log_lines: u32,
+    /// Made when the guest first asks for it: most never do.
+    wasi: Option<Box<(WasiCtx, ResourceTable)>>,
+}
+
+impl State {
+    /// A store for one instance. Its guest is stopped at `deadline`, and lets others run once an epoch.
+    pub(crate) fn store(
+        engine: &Engine,
+        memory_bytes: u64,
+        deadline: Instant,
+        files: Option<Files>,
+    ) -> Store<Self> {
+        let memory = MemoryLimit::new(memory_bytes);
+        let state = Self { memory, deadline, files, last_error: None, log_lines: 0, wasi: None };
+        let mut store = Store::new(engine, state);
+        store.limiter(|state| &mut state.memory);
+        store.epoch_deadline_callback(|context| {
+            if Instant::now() < context.data().deadline {
+                Ok(UpdateDeadline::Yield(1))
+            } else {
+                Err(DeadlinePassed.into())
+            }
+        });
+        store.set_epoch_deadline(1);
+        store
+    }
+
+    /// Between two requests to a warm instance.
+    pub(crate) fn renew(store: &mut Store<Self>, deadline: Instant) {
+        store.set_epoch_deadline(1);
+        let state = store.data_mut();
+        state.deadline = deadline;
+        state.log_lines = 0;
+        state.last_error = None;
+    }
+}
+
+/// Everything a guest may import. WASI is an empty world: no file, no network, no environment, and clocks and
+/// randomness that are the same for every request, so that equal requests get equal bytes.
+pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    Runtime::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+    Ok(linker)
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        let (ctx, table) =
+            &mut **self.wasi.get_or_insert_with(|| Box::new((empty_world(), ResourceTable::new())));
+        WasiCtxView { ctx, table }
+    }
+}
+
+fn empty_world() -> WasiCtx {
+    let mut builder = WasiCtx::builder();
+    builder
+        .allow_tcp(false)
+        .allow_udp(false)
+        .secure_random(Deterministic::new(RANDOM.to_vec()))
+        .insecure_random(Deterministic::new(RANDOM.to_vec()))
+        .insecure_random_seed(0)
+        .wall_clock(still::Epoch)
+        .monotonic_clock(still::Epoch);
+    builder.build()
+}
+
+mod still {
+    //! Clocks that stand still.
+
+    use std::time::Duration;
+
+    use wasmtime_wasi::{HostMonotonicClock, HostWallClock};
+
+    /// 1970-01-01, forever.
+    pub(super) struct Epoch;
+
+    impl HostWallClock for Epoch {
+        fn resolution(&self) -> Duration {
+            Duration::from_nanos(1)
+        }
+
+        fn now(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    impl HostMonotonicClock for Epoch {
+        fn resolution(&self) -> u64 {
+            1
+        }
+
+        fn now(&self) -> u64 {
+            0
+        }
+    }
+}
+
+impl types::Host for State {}
+
+impl artifacts::Host for State {
+    fn names(&mut self) -> Vec<String> {
+        self.files.iter().flatten().map(|(name, _)| name.clone()).collect()
+    }
+
+    fn read(&mut self, name: String) -> Result<Vec<u8>, String> {
+        let Some(files) = &self.files else {
+            return Err(format!("artifact {name:?}: artifacts can be read only while the version loads"));
+        };
+        let file = files.iter().find(|(known, _)| *known == name);
+        file.map(|(_, content)| content.to_vec()).ok_or_else(|| {
+            let known: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
+            format!("artifact {name:?} is not in the manifest, which names {known:?}")
+        })
+    }
+}
+
+impl logging::Host for State {
+    fn log(&mut self, level: logging::Level, mut message: String) {
+        self.log_lines += 1;
+        if self.log_lines > MAX_LOG_LINES {
+            return;
+        }
+        message.truncate(message.floor_char_boundary(MAX_LOG_BYTES));
+        match level {
+            logging::Level::Trace => tracing::trace!(target: "guest", message),
+            logging::Level::Debug => tracing::debug!(target: "guest", message),
+            logging::Level::Info => tracing::info!(target: "guest", message),
+            logging::Level::Warn => tracing::warn!(target: "guest", message),
+            logging::Level::Error => {
+                tracing::error!(target: "guest", message);
+                self.last_error = Some(message);
+            }
+        }
+    }
+}

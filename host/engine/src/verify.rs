@@ -1,0 +1,63 @@
+//! What a component may import, decided before any of its code runs.
+
+use modelhost_core::error::Error;
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+/// Interfaces that grant nothing here: they are linked to an empty world. A guest built for `wasm32-wasip2` imports
+/// most of them whether it uses them or not.
+const HARMLESS: [&str; 7] = [
+    "modelhost:inference/",
+    "wasi:cli/",
+    "wasi:clocks/",
+    "wasi:filesystem/",
+    "wasi:io/",
+    "wasi:random/",
+    "wasi:sockets/network",
+];
+
+/// The interface that a runtime must export.
+const MODEL: &str = "modelhost:inference/model@0.1.0";
+
+/// Checks a component's imports against what was granted, and that it exports the model interface.
+/// Errors: invalid argument, naming the import nobody granted or the missing export.
+pub(crate) fn verify(engine: &Engine, component: &Component, granted: &[String]) -> Result<(), Error> {
+    let ty = component.component_type();
+    for (import, _) in ty.imports(engine) {
+        let harmless = HARMLESS.iter().any(|known| import.starts_with(known));
+        if !harmless && !granted.iter().any(|grant| covers(grant, import)) {
+            return Err(Error::invalid(format!(
+                "verify: the component imports {import:?}, which nobody granted; a manifest asks for it with \
+                 capabilities = [{import:?}]"
+            )));
+        }
+    }
+    if ty.exports(engine).any(|(export, _)| export == MODEL) {
+        return Ok(());
+    }
+    let exports: Vec<_> = ty.exports(engine).map(|(export, _)| export.to_owned()).collect();
+    Err(Error::invalid(format!("verify: the component does not export {MODEL:?}; it exports {exports:?}")))
+}
+
+/// Whether `grant` (`wasi:nn` or `wasi:nn/graph@0.2.0`) covers this import.
+fn covers(grant: &str, import: &str) -> bool {
+    import.strip_prefix(grant).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '@']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_covers_its_package_and_interfaces_only() {
+        for (grant, import, expected) in [
+            ("wasi:nn", "wasi:nn/graph@0.2.0", true),
+            ("wasi:nn/graph", "wasi:nn/graph@0.2.0", true),
+            ("wasi:nn/graph@0.2.0", "wasi:nn/graph@0.2.0", true),
+            ("wasi:n", "wasi:nn/graph@0.2.0", false),
+            ("wasi:nn/gra", "wasi:nn/graph@0.2.0", false),
+        ] {
+            assert_eq!(covers(grant, import), expected, "{grant} {import}");
+        }
+    }
+}
