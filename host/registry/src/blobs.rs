@@ -1,0 +1,204 @@
+//! Content by digest, as files. A file appears under its name only when it is whole and on disk.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use modelhost_core::artifact::Digest;
+use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::ports::{BlobStore, BoxFuture};
+use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
+
+/// A folder of blobs: `ab/abcd…` named by SHA-256.
+#[derive(Debug, Clone)]
+pub struct Blobs {
+    dir: PathBuf,
+}
+
+impl Blobs {
+    /// Opens the folder, making it if need be, and removes what a crash left half written. Errors: internal.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        let blobs = Self { dir: dir.to_owned() };
+        let partial = blobs.partial();
+        let result = fs::remove_dir_all(&partial).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        });
+        result.and_then(|()| fs::create_dir_all(&partial)).map_err(|error| in_dir(&partial, &error))?;
+        Ok(blobs)
+    }
+
+    /// Starts an upload. Errors: internal.
+    pub fn upload(&self) -> Result<Upload, Error> {
+        let file = NamedTempFile::new_in(self.partial()).map_err(|error| in_dir(&self.dir, &error))?;
+        Ok(Upload { blobs: self.clone(), file, hash: Sha256::new(), bytes: 0 })
+    }
+
+    /// Stores content that is at hand. Errors: internal.
+    pub fn put(&self, content: &[u8]) -> Result<Digest, Error> {
+        let mut upload = self.upload()?;
+        upload.write(content)?;
+        upload.finish(None)
+    }
+
+    /// Its size in bytes, when it is there.
+    pub fn size(&self, digest: Digest) -> Option<u64> {
+        fs::metadata(self.path(digest)).ok().map(|meta| meta.len())
+    }
+
+    /// Removes all but these. Only at start, when no upload can be between its blobs and its registration.
+    pub fn retain(&self, keep: &HashSet<Digest>) -> Result<usize, Error> {
+        let mut removed = 0;
+        let entries = |dir: &Path| -> Result<Vec<PathBuf>, Error> {
+            let list = fs::read_dir(dir).and_then(|list| list.map(|entry| Ok(entry?.path())).collect());
+            list.map_err(|error| in_dir(dir, &error))
+        };
+        for folder in entries(&self.dir)?.into_iter().filter(|path| *path != self.partial()) {
+            for path in entries(&folder)? {
+                let digest = path.file_name().and_then(|name| name.to_str()).map(Digest::parse);
+                if matches!(digest, Some(Ok(digest)) if !keep.contains(&digest)) {
+                    fs::remove_file(&path).map_err(|error| in_dir(&path, &error))?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    fn partial(&self) -> PathBuf {
+        self.dir.join("partial")
+    }
+
+    fn path(&self, digest: Digest) -> PathBuf {
+        let name = digest.to_string();
+        self.dir.join(name.get(..2).unwrap_or_default()).join(name)
+    }
+
+    fn read_checked(&self, digest: Digest) -> Result<Bytes, Error> {
+        let path = self.path(digest);
+        let content = fs::read(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::not_found(format!("blob {digest} is not stored")),
+            _ => in_dir(&path, &error),
+        })?;
+        if Digest::from_bytes(Sha256::digest(&content).into()) == digest {
+            return Ok(content.into());
+        }
+        Err(Error::internal(format!(
+            "blob {digest} is corrupt: its content has another digest; upload it again"
+        )))
+    }
+}
+
+impl BlobStore for Blobs {
+    fn read<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, Error>> {
+        let (blobs, digest) = (self.clone(), *digest);
+        Box::pin(async move {
+            let read = tokio::task::spawn_blocking(move || blobs.read_checked(digest)).await;
+            read.map_err(|error| Error::internal(format!("reading blob {digest}: {error}")))?
+        })
+    }
+}
+
+/// Content on its way in. Dropped unfinished, it leaves nothing.
+pub struct Upload {
+    blobs: Blobs,
+    file: NamedTempFile,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl Upload {
+    /// Appends. Errors: internal (a full disk, say).
+    pub fn write(&mut self, chunk: &[u8]) -> Result<(), Error> {
+        self.hash.update(chunk);
+        self.bytes += chunk.len() as u64;
+        self.file.write_all(chunk).map_err(|error| in_dir(&self.blobs.dir, &error))
+    }
+
+    /// Bytes so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Stores what came, durably. Errors: invalid argument when its digest is not the `expected` one; internal.
+    pub fn finish(self, expected: Option<Digest>) -> Result<Digest, Error> {
+        let digest = Digest::from_bytes(self.hash.finalize().into());
+        if let Some(expected) = expected.filter(|expected| *expected != digest) {
+            return Err(Error::invalid(format!("blob: {expected} was announced, content of {digest} came")));
+        }
+        let path = self.blobs.path(digest);
+        let store = || -> io::Result<()> {
+            let folder = path.parent().unwrap_or(&self.blobs.dir);
+            fs::create_dir_all(folder)?;
+            self.file.as_file().sync_all()?;
+            self.file.persist(&path)?;
+            fs::File::open(folder)?.sync_all()?;
+            fs::File::open(&self.blobs.dir)?.sync_all()
+        };
+        store().map_err(|error| in_dir(&path, &error))?;
+        Ok(digest)
+    }
+}
+
+fn in_dir(path: &Path, error: &io::Error) -> Error {
+    let code = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::ResourceExhausted,
+        _ => ErrorCode::Internal,
+    };
+    Error::new(code, format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Blobs) {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        (dir, blobs)
+    }
+
+    #[test]
+    fn content_comes_back_by_digest() {
+        let (_dir, blobs) = store();
+        let digest = blobs.put(b"weights").unwrap();
+        assert_eq!(blobs.read_checked(digest).unwrap(), b"weights"[..]);
+        assert_eq!(blobs.size(digest), Some(7));
+    }
+
+    #[test]
+    fn refuses_content_of_another_digest() {
+        let (_dir, blobs) = store();
+        let mut upload = blobs.upload().unwrap();
+        upload.write(b"other").unwrap();
+        let expected = Digest::from_bytes([0; 32]);
+        assert_eq!(upload.finish(Some(expected)).unwrap_err().code, ErrorCode::InvalidArgument);
+        assert_eq!(blobs.size(expected), None);
+    }
+
+    #[test]
+    fn says_when_a_blob_rotted() {
+        let (_dir, blobs) = store();
+        let digest = blobs.put(b"weights").unwrap();
+        fs::write(blobs.path(digest), b"weighty").unwrap();
+        let error = blobs.read_checked(digest).unwrap_err();
+        assert!(error.message.contains("corrupt"), "{error}");
+        blobs.put(b"weights").unwrap();
+        assert!(blobs.read_checked(digest).is_ok(), "an upload mends it");
+    }
+
+    #[test]
+    fn keeps_what_is_referenced_and_drops_what_a_crash_left() {
+        let (dir, blobs) = store();
+        let kept = blobs.put(b"kept").unwrap();
+        let orphan = blobs.put(b"orphan").unwrap();
+        fs::write(blobs.partial().join("half"), b"ha").unwrap();
+        let blobs = Blobs::open(dir.path()).unwrap();
+        assert_eq!(blobs.retain(&HashSet::from([kept])), Ok(1));
+        assert_eq!((blobs.size(kept), blobs.size(orphan)), (Some(4), None));
+        assert_eq!(fs::read_dir(blobs.partial()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,12 @@
+//! What is registered: the catalogue in SQLite, artifacts by digest, and the [`Snapshot`](modelhost_core::deployment::Snapshot)
+//! that is built from them. What was acknowledged survives `kill -9`.
+
+mod blobs;
+mod catalog;
+mod manifest;
+mod rows;
+
+pub use blobs::{Blobs, Upload};
+pub use catalog::{Catalog, HistoryEntry, Registration};
+pub use manifest::{Feature, Manifest, Training};
+pub use rows::ShareRow;

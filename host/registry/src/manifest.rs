@@ -1,0 +1,279 @@
+//! `model.toml`: what an author says of a version.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use modelhost_core::artifact::{Artifact, Digest};
+use modelhost_core::deployment::{Example, Isolation, Limits, Package};
+use modelhost_core::error::Error;
+use modelhost_core::infer::InferRequest;
+use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor};
+use serde::Deserialize;
+
+/// A parsed `model.toml`. Unknown keys are errors.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// One or two sentences for people.
+    #[serde(default)]
+    pub description: String,
+    /// Who to ask.
+    #[serde(default)]
+    pub author: String,
+    /// A shipped runtime's name; either this or `component`.
+    pub runtime: Option<String>,
+    /// The package's own component, a file beside the manifest.
+    pub component: Option<String>,
+    /// Files beside the manifest, in the order the runtime sees them.
+    #[serde(default)]
+    pub artifacts: Vec<String>,
+    isolation: Option<IsolationKey>,
+    /// Imports asked for beyond the harmless ones.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    #[serde(default)]
+    limits: LimitKeys,
+    /// For the runtime.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, String>,
+    /// The columns of the input table.
+    #[serde(default)]
+    pub features: Vec<Feature>,
+    /// How the model came to be.
+    pub training: Option<Training>,
+    #[serde(default)]
+    examples: Vec<ExampleKeys>,
+}
+
+/// One column of the input table.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Feature {
+    /// Unique in its table.
+    pub name: String,
+    /// Given: a categorical column with these values; a value travels as its index.
+    pub categories: Option<Vec<String>>,
+    /// For people.
+    pub description: Option<String>,
+    /// Unit of measure.
+    pub unit: Option<String>,
+    /// Smallest value seen in training.
+    pub minimum: Option<f64>,
+    /// Largest value seen in training.
+    pub maximum: Option<f64>,
+    /// Whether a row may leave it out.
+    #[serde(default)]
+    pub missing: bool,
+}
+
+/// How the model came to be: for people and for the record.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// Library and version, e.g. `xgboost 3.1.0`.
+    pub library: String,
+    /// E.g. `gradient-boosted trees`.
+    pub algorithm: Option<String>,
+    /// Where the data came from.
+    pub data: Option<String>,
+    /// Link to the notebook or script.
+    pub notebook: Option<String>,
+    /// Hyperparameters.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, toml::Value>,
+    /// What was measured, e.g. `auc = 0.79`.
+    #[serde(default)]
+    pub metrics: BTreeMap<String, f64>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum IsolationKey {
+    Request,
+    Instance,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LimitKeys {
+    memory_mib: Option<u64>,
+    deadline_ms: Option<u64>,
+    concurrency: Option<u32>,
+    queue: Option<u32>,
+    artifact_mib: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExampleKeys {
+    inputs: Vec<TensorKeys>,
+    outputs: Vec<TensorKeys>,
+    #[serde(default = "default_tolerance")]
+    tolerance: f64,
+}
+
+fn default_tolerance() -> f64 {
+    1e-6
+}
+
+/// As in the Open Inference Protocol, `data` flat.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TensorKeys {
+    name: String,
+    datatype: String,
+    shape: Vec<u64>,
+    data: Vec<toml::Value>,
+}
+
+impl Manifest {
+    /// Reads `model.toml`. Errors: invalid argument with line, key and what was expected.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let manifest: Self =
+            toml::from_str(text).map_err(|error| Error::invalid(format!("model.toml: {error}")))?;
+        if manifest.runtime.is_some() == manifest.component.is_some() {
+            return Err(Error::invalid("model.toml: name either a shipped `runtime` or a `component` file"));
+        }
+        let mut names = manifest.artifacts.clone();
+        names.sort_unstable();
+        names.dedup();
+        if names.len() != manifest.artifacts.len() {
+            return Err(Error::invalid("model.toml: an artifact is named twice"));
+        }
+        Ok(manifest)
+    }
+
+    /// What to load, once the content of component and artifacts is known.
+    /// Errors: invalid argument, on examples or limits that cannot be.
+    pub fn package(&self, component: Digest, artifacts: Vec<Artifact>) -> Result<Package, Error> {
+        let limits = self.limits();
+        let bytes: u64 = artifacts.iter().map(|artifact| artifact.bytes).sum();
+        if bytes > limits.artifact_bytes {
+            return Err(Error::invalid(format!(
+                "the artifacts have {bytes} bytes: limit artifact_mib = {} allows fewer",
+                limits.artifact_bytes >> 20
+            )));
+        }
+        Ok(Package {
+            component,
+            artifacts,
+            parameters: self.parameters.clone().into_iter().collect(),
+            columns: self.features.iter().cloned().map(column).collect(),
+            capabilities: self.capabilities.clone(),
+            isolation: self.isolation.map(|key| match key {
+                IsolationKey::Request => Isolation::Request,
+                IsolationKey::Instance => Isolation::Instance,
+            }),
+            limits,
+            examples: self.examples.iter().map(ExampleKeys::example).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn limits(&self) -> Limits {
+        let (asked, default) = (&self.limits, Limits::DEFAULT);
+        let mib = |asked: Option<u64>, default| asked.map_or(default, |mib| mib.saturating_mul(1 << 20));
+        Limits {
+            memory_bytes: mib(asked.memory_mib, default.memory_bytes),
+            deadline: asked.deadline_ms.map_or(default.deadline, Duration::from_millis),
+            concurrency: asked.concurrency.unwrap_or(default.concurrency),
+            queue: asked.queue.unwrap_or(default.queue),
+            artifact_bytes: mib(asked.artifact_mib, default.artifact_bytes),
+        }
+    }
+}
+
+fn column(feature: Feature) -> Column {
+    Column {
+        name: feature.name,
+        kind: feature.categories.map_or(ColumnKind::Numeric, ColumnKind::Categorical),
+        description: feature.description,
+        unit: feature.unit,
+        minimum: feature.minimum,
+        maximum: feature.maximum,
+        missing: feature.missing,
+    }
+}
+
+impl ExampleKeys {
+    fn example(&self) -> Result<Example, Error> {
+        let tensors = |keys: &[TensorKeys]| keys.iter().map(TensorKeys::tensor).collect::<Result<_, _>>();
+        let request = InferRequest { inputs: tensors(&self.inputs)?, ..InferRequest::default() };
+        Ok(Example { request, outputs: tensors(&self.outputs)?, tolerance: self.tolerance })
+    }
+}
+
+impl TensorKeys {
+    fn tensor(&self) -> Result<Tensor, Error> {
+        let dtype = DType::parse(&self.datatype)?;
+        let mut data = Vec::new();
+        for (at, value) in self.data.iter().enumerate() {
+            push(dtype, value, &mut data).ok_or_else(|| {
+                Error::invalid(format!(
+                    "model.toml: example tensor {:?}, element {at}: {value} is no {dtype}",
+                    self.name
+                ))
+            })?;
+        }
+        Tensor::new(self.name.clone(), dtype, self.shape.clone(), data.into())
+    }
+}
+
+fn push(dtype: DType, value: &toml::Value, data: &mut Vec<u8>) -> Option<()> {
+    let int = || value.as_integer();
+    #[expect(clippy::cast_precision_loss, reason = "TOML allows 1 where 1.0 is meant")]
+    let float = || value.as_float().or(value.as_integer().map(|int| int as f64));
+    match dtype {
+        DType::Bool => data.push(u8::from(value.as_bool()?)),
+        DType::Uint8 => data.extend(u8::try_from(int()?).ok()?.to_le_bytes()),
+        DType::Uint16 => data.extend(u16::try_from(int()?).ok()?.to_le_bytes()),
+        DType::Uint32 => data.extend(u32::try_from(int()?).ok()?.to_le_bytes()),
+        DType::Uint64 => data.extend(u64::try_from(int()?).ok()?.to_le_bytes()),
+        DType::Int8 => data.extend(i8::try_from(int()?).ok()?.to_le_bytes()),
+        DType::Int16 => data.extend(i16::try_from(int()?).ok()?.to_le_bytes()),
+        DType::Int32 => data.extend(i32::try_from(int()?).ok()?.to_le_bytes()),
+        DType::Int64 => data.extend(int()?.to_le_bytes()),
+        #[expect(clippy::cast_possible_truncation, reason = "FP32 is what the author asked for")]
+        DType::Fp32 => data.extend((float()? as f32).to_le_bytes()),
+        DType::Fp64 => data.extend(float()?.to_le_bytes()),
+        DType::Bytes => {
+            let text = value.as_str()?;
+            data.extend(u32::try_from(text.len()).ok()?.to_le_bytes());
+            data.extend(text.as_bytes());
+        }
+        DType::Fp16 | DType::Bf16 => return None, // no text form in the protocol either
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let error = Manifest::parse(text)
+            .and_then(|manifest| manifest.package(Digest::from_bytes([0; 32]), Vec::new()))
+            .unwrap_err();
+        assert!(error.message.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn names_what_is_wrong() {
+        check("", "either a shipped `runtime` or a `component`");
+        check("runtime = 'a'\ncomponent = 'b'", "either");
+        check("runtime = 'a'\ncolour = 'red'", "unknown field `colour`");
+        check("runtime = 'a'\nisolation = 'none'", "`request` or `instance`");
+        check("runtime = 'a'\nartifacts = ['x', 'x']", "named twice");
+        check(
+            "runtime = 'a'\n[[examples]]\ninputs = [{name='x', datatype='INT8', shape=[1], data=[300]}]\noutputs=[]",
+            "tensor \"x\", element 0: 300 is no INT8",
+        );
+    }
+
+    #[test]
+    fn limits_take_the_manifests_units() {
+        let text = "runtime = 'a'\n[limits]\nmemory_mib = 3\ndeadline_ms = 20";
+        let limits = Manifest::parse(text).unwrap().limits();
+        assert_eq!((limits.memory_bytes, limits.deadline), (3 << 20, Duration::from_millis(20)));
+        assert_eq!(limits.concurrency, Limits::DEFAULT.concurrency);
+    }
+}
