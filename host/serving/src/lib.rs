@@ -1,0 +1,14 @@
+//! The use case: find the model, decide who answers, admit the request, run it, show challengers a copy, observe.
+//!
+//! Readers share one immutable table of routes; a change replaces the table, never a part of it. A request that has
+//! resolved its version keeps it to the end, whatever is published meanwhile.
+
+mod admission;
+mod lifecycle;
+mod mirror;
+mod resolve;
+mod slot;
+
+pub use lifecycle::{Config, Serving};
+pub use mirror::compare;
+pub use resolve::{Answer, Failure, Resolved, Target};

@@ -1,0 +1,143 @@
+//! From a name in a URL to the version that answers, and its answer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use modelhost_core::deployment::{Model, Version};
+use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::event::Role;
+use modelhost_core::infer::{Deadline, InferRequest};
+use modelhost_core::model::ModelVersion;
+use modelhost_core::routing::{StickyKey, decide};
+use modelhost_core::tensor::Tensor;
+
+use crate::lifecycle::{Route, Serving};
+use crate::slot::Slot;
+
+/// What a caller names.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// `prefix/name`.
+    pub model: &'a str,
+    /// A version (`6`, `v6`) or an alias (`stable`); without it the policy decides.
+    pub version: Option<&'a str>,
+}
+
+/// The version that will answer a request, and who sees a copy.
+pub struct Resolved {
+    serving: Arc<Serving>,
+    slot: Arc<Slot>,
+    mirrors: Vec<Arc<Slot>>,
+}
+
+/// A prediction and who made it.
+pub struct Answer {
+    /// In the order asked for.
+    pub outputs: Arc<Vec<Tensor>>,
+    /// Waiting for an instance.
+    pub queued: Duration,
+    /// Running.
+    pub ran: Duration,
+}
+
+/// A prediction that did not come about.
+#[derive(Debug)]
+pub struct Failure {
+    /// Why.
+    pub error: Error,
+    /// The version that was to answer.
+    pub version: ModelVersion,
+}
+
+impl Serving {
+    /// Decides who answers. `key` finds the value of the policy's sticky key in the request; `draw` is 64 random bits.
+    /// An explicit version bypasses the policy. Errors: not found; unavailable when nothing was promoted yet.
+    pub fn resolve(
+        self: &Arc<Self>,
+        target: Target<'_>,
+        key: impl FnOnce(&StickyKey) -> Option<Vec<u8>>,
+        draw: u64,
+    ) -> Result<Resolved, Error> {
+        let route = self.route(target.model)?;
+        let (number, mirrors) = match target.version {
+            Some(version) => (find_number(&route.model, version)?, Vec::new()),
+            None => {
+                let policy = route.model.policy.as_ref().ok_or_else(|| {
+                    let text = format!("model {} has no promoted version yet", target.model);
+                    Error::new(ErrorCode::Unavailable, text)
+                })?;
+                let key = policy.sticky().and_then(key);
+                let decision = decide(policy, route.seed, key.as_deref(), draw);
+                (decision.serve, decision.mirror().filter_map(|number| route.slot(number)).collect())
+            }
+        };
+        let slot = route.slot(number).ok_or_else(|| no_version(&route.model, number))?;
+        Ok(Resolved { serving: Arc::clone(self), slot, mirrors })
+    }
+
+    /// What is known of a model, and the version that the target names or the policy's primary.
+    /// Errors: not found; unavailable when it names none and nothing was promoted yet.
+    pub fn describe(&self, target: Target<'_>) -> Result<(Arc<Model>, Arc<Version>), Error> {
+        let route = self.route(target.model)?;
+        let number = match target.version {
+            Some(version) => find_number(&route.model, version)?,
+            None => {
+                let latest = || route.model.versions.keys().next_back().copied();
+                let primary = route.model.policy.as_ref().map(|policy| policy.primary());
+                primary.or_else(latest).ok_or_else(|| unknown(target.model))?
+            }
+        };
+        let version = route.model.versions.get(&number).cloned();
+        let version = version.ok_or_else(|| no_version(&route.model, number))?;
+        Ok((Arc::clone(&route.model), version))
+    }
+
+    fn route(&self, model: &str) -> Result<Arc<Route>, Error> {
+        self.table.load().get(model).cloned().ok_or_else(|| unknown(model))
+    }
+}
+
+impl Resolved {
+    /// The version that answers.
+    pub fn version(&self) -> &Arc<Version> {
+        &self.slot.version
+    }
+
+    /// Answers, then shows the challengers a copy. `limit` bounds waiting and running together.
+    pub async fn infer(&self, mut request: InferRequest, limit: Duration) -> Result<Answer, Failure> {
+        let version = self.slot.version.number;
+        let failed = |error| Failure { error, version };
+        request.conform(&self.slot.version.report.signature).map_err(failed)?;
+        let deadline = Deadline::after(Instant::now(), limit);
+        let runtime = &*self.serving.runtime;
+        let was_ready = self.slot.is_ready();
+        let result = self.slot.infer(runtime, &request, deadline, Role::Primary).await;
+        if !was_ready {
+            self.serving.make_room(&self.slot);
+        }
+        let (outputs, timing) = result.map_err(failed)?;
+        let outputs = Arc::new(outputs);
+        if !self.mirrors.is_empty() {
+            self.serving.mirror.send(version, &self.mirrors, request, &outputs);
+        }
+        Ok(Answer { outputs, queued: timing.queued, ran: timing.ran })
+    }
+}
+
+fn find_number(model: &Model, text: &str) -> Result<ModelVersion, Error> {
+    match (ModelVersion::parse(text), model.aliases.get(text)) {
+        (Ok(number), _) => Ok(number),
+        (Err(_), Some(number)) => Ok(*number),
+        (Err(_), None) => {
+            Err(Error::not_found(format!("model {} has no version or alias {text:?}", model.name)))
+        }
+    }
+}
+
+fn unknown(model: &str) -> Error {
+    Error::not_found(format!("model {model:?} is not registered"))
+}
+
+fn no_version(model: &Model, number: ModelVersion) -> Error {
+    Error::not_found(format!("model {} has no version {number}", model.name))
+}
