@@ -1,0 +1,269 @@
+//! A JSON reader over bytes that builds no tree: tensors of millions of numbers go straight to their bytes.
+//!
+//! Beside RFC 8259 it reads the bare tokens `NaN`, `Infinity` and `-Infinity`, which Triton and TF Serving write and
+//! read too. Nesting is bounded.
+
+use std::borrow::Cow;
+
+use modelhost_core::error::Error;
+
+/// Deepest nesting read.
+const MAX_DEPTH: u32 = 64;
+
+type Result<T> = std::result::Result<T, Error>;
+
+pub(crate) struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    depth: u32,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0, depth: 0 }
+    }
+
+    /// The byte that the next value or punctuation starts with.
+    pub(crate) fn peek(&mut self) -> Option<u8> {
+        while let Some(byte) = self.bytes.get(self.at) {
+            match byte {
+                b' ' | b'\n' | b'\r' | b'\t' => self.at += 1,
+                other => return Some(*other),
+            }
+        }
+        None
+    }
+
+    /// Takes `byte` if it comes next.
+    fn take(&mut self, byte: u8) -> bool {
+        let found = self.peek() == Some(byte);
+        self.at += usize::from(found);
+        found
+    }
+
+    fn expect(&mut self, byte: u8, what: &str) -> Result<()> {
+        if self.take(byte) { Ok(()) } else { Err(self.wrong(what)) }
+    }
+
+    /// A syntax error here.
+    pub(crate) fn wrong(&mut self, expected: &str) -> Error {
+        let came = match self.peek() {
+            None => "the end".to_owned(),
+            Some(byte) if byte.is_ascii_graphic() => format!("'{}'", byte as char),
+            Some(byte) => format!("byte 0x{byte:02x}"),
+        };
+        Error::invalid(format!(
+            "body is not valid JSON: expected {expected} at byte {}, {came} came",
+            self.at
+        ))
+    }
+
+    /// Nothing but white space may follow.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        if self.peek().is_none() { Ok(()) } else { Err(self.wrong("the end")) }
+    }
+
+    /// Where the next value starts, to come back to it with [`Self::at`].
+    pub(crate) fn position(&mut self) -> usize {
+        self.peek();
+        self.at
+    }
+
+    /// A reader at a position of the same text.
+    pub(crate) fn at(&self, position: usize) -> Self {
+        Self { bytes: self.bytes, at: position, depth: self.depth }
+    }
+
+    /// Calls `field` before each value of an object; it must read the value.
+    pub(crate) fn object(
+        &mut self,
+        mut field: impl FnMut(&mut Self, Cow<'a, str>) -> Result<()>,
+    ) -> Result<()> {
+        self.expect(b'{', "an object")?;
+        self.deeper()?;
+        if !self.take(b'}') {
+            loop {
+                let name = self.string()?;
+                self.expect(b':', "':'")?;
+                field(self, name)?;
+                if self.take(b'}') {
+                    break;
+                }
+                self.expect(b',', "',' or '}'")?;
+            }
+        }
+        self.depth -= 1;
+        Ok(())
+    }
+
+    /// Calls `element` before each value of an array; it must read the value.
+    pub(crate) fn array(&mut self, mut element: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        self.expect(b'[', "an array")?;
+        self.deeper()?;
+        if !self.take(b']') {
+            loop {
+                element(self)?;
+                if self.take(b']') {
+                    break;
+                }
+                self.expect(b',', "',' or ']'")?;
+            }
+        }
+        self.depth -= 1;
+        Ok(())
+    }
+
+    fn deeper(&mut self) -> Result<()> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(Error::invalid(format!("body: nested deeper than {MAX_DEPTH} levels")));
+        }
+        Ok(())
+    }
+
+    /// A string, borrowed unless it has escapes.
+    pub(crate) fn string(&mut self) -> Result<Cow<'a, str>> {
+        if self.peek() != Some(b'"') {
+            return Err(self.wrong("a string"));
+        }
+        let start = self.at;
+        let mut escaped = false;
+        let mut end = start + 1;
+        loop {
+            match self.bytes.get(end) {
+                Some(b'"') => break,
+                Some(b'\\') => {
+                    escaped = true;
+                    end += 2;
+                }
+                Some(0..=0x1f) | None => {
+                    self.at = end.min(self.bytes.len());
+                    return Err(self.wrong("the rest of a string"));
+                }
+                Some(_) => end += 1,
+            }
+        }
+        self.at = end + 1;
+        let quoted = self.bytes.get(start..=end).unwrap_or_default();
+        let wrong =
+            || Error::invalid(format!("body is not valid JSON: the string at byte {start} is malformed"));
+        if escaped {
+            return serde_json::from_slice(quoted).map(Cow::Owned).map_err(|_| wrong());
+        }
+        let inner = quoted.get(1..quoted.len() - 1).unwrap_or_default();
+        std::str::from_utf8(inner).map(Cow::Borrowed).map_err(|_| wrong())
+    }
+
+    /// The text of a number or of one of the tokens `NaN`, `Infinity`, `-Infinity`.
+    pub(crate) fn number(&mut self) -> Result<&'a str> {
+        self.peek();
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let of_number = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.');
+        let length = rest.iter().position(|byte| !of_number(byte)).unwrap_or(rest.len());
+        let text = rest.get(..length).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default();
+        let digits = text.strip_prefix('-').unwrap_or(text);
+        if digits.starts_with(|first: char| first.is_ascii_digit())
+            || matches!(text, "NaN" | "Infinity" | "-Infinity")
+        {
+            self.at += length;
+            return Ok(text);
+        }
+        Err(self.wrong("a number"))
+    }
+
+    /// The unread text, for parsers that find a number's end themselves, with [`Self::advance`].
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
+        self.peek();
+        self.bytes.get(self.at..).unwrap_or_default()
+    }
+
+    /// Moves on by this many bytes of [`Self::rest`].
+    pub(crate) fn advance(&mut self, bytes: usize) {
+        self.at += bytes;
+    }
+
+    /// Reads `word` if it comes next.
+    pub(crate) fn word(&mut self, word: &str) -> bool {
+        let found = self.rest().starts_with(word.as_bytes());
+        self.at += if found { word.len() } else { 0 };
+        found
+    }
+
+    /// Reads a value of any kind and forgets it.
+    pub(crate) fn skip(&mut self) -> Result<()> {
+        match self.peek() {
+            Some(b'{') => self.object(|reader, _| reader.skip()),
+            Some(b'[') => self.array(Self::skip),
+            Some(b'"') => self.string().map(drop),
+            _ if self.word("true") || self.word("false") || self.word("null") => Ok(()),
+            _ => self.number().map(drop),
+        }
+    }
+}
+
+/// Writes a string with its quotes.
+pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
+    let plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
+    if text.bytes().all(plain) {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    } else {
+        out.extend_from_slice(serde_json::Value::from(text).to_string().as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn skip(text: &str) -> Result<()> {
+        let mut reader = Reader::new(text.as_bytes());
+        reader.skip()?;
+        reader.finish()
+    }
+
+    #[test]
+    fn reads_what_json_allows() {
+        for text in [
+            "{}",
+            "[]",
+            " [1, -2.5e+3 ,\"a\\\"b\\u00e9\", true,false,null,{\"a\":[{}]}] ",
+            "NaN",
+            "[-Infinity]",
+            "0",
+        ] {
+            assert_eq!(skip(text), Ok(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_the_rest_and_says_where() {
+        for (text, expected) in [
+            ("", "a number at byte 0, the end came"),
+            ("[1", "',' or ']' at byte 2"),
+            ("[1,]", "a number at byte 3, ']' came"),
+            ("{\"a\" 1}", "':' at byte 5"),
+            ("{a:1}", "a string at byte 1"),
+            ("\"a", "the rest of a string"),
+            ("\"\\", "the rest of a string"),
+            ("1 2", "the end at byte 2"),
+            ("nul", "a number"),
+            ("+1", "a number"),
+            ("\"\\x\"", "malformed"),
+        ] {
+            let error = skip(text).unwrap_err();
+            assert!(error.message.contains(expected), "{text}: {error}");
+        }
+        assert!(skip(&"[".repeat(100)).unwrap_err().message.contains("deeper than 64"));
+    }
+
+    #[test]
+    fn strings_write_and_read_back() {
+        for text in ["", "plain", "quo\"te", "line\nbreak", "é\u{1}", "\\"] {
+            let mut out = Vec::new();
+            write_string(&mut out, text);
+            assert_eq!(Reader::new(&out).string().unwrap(), text);
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Tensor data between JSON and bytes: nested or flat arrays in, flat arrays out.
+
+use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::tensor::{DType, Tensor};
+
+use crate::json::{Reader, write_string};
+
+/// Reads a tensor's data into little-endian bytes. `data` is flat and row-major, or nested as deep as `shape`.
+/// Errors: invalid argument naming tensor and element: mixed depth, a length that is not the shape's, a value that the
+/// datatype does not hold. FP16 and BF16 have no JSON form.
+pub(crate) fn read(
+    reader: &mut Reader<'_>,
+    name: &str,
+    dtype: DType,
+    shape: &[u64],
+) -> Result<Vec<u8>, Error> {
+    if matches!(dtype, DType::Fp16 | DType::Bf16) {
+        return Err(Error::invalid(format!(
+            "tensor {name:?}: {dtype} has no JSON form; send it as binary data"
+        )));
+    }
+    // What the body can hold bounds the reservation, whatever the shape announces: an element takes two bytes.
+    let announced =
+        shape.iter().try_fold(1_u64, |product, dim| product.checked_mul(*dim)).unwrap_or(u64::MAX);
+    let possible = (reader.rest().len() as u64 / 2 + 1).min(announced);
+    let capacity = usize::try_from(possible).unwrap_or(0).saturating_mul(dtype.size().unwrap_or(4));
+    let mut data =
+        Data { name, dtype, shape, bytes: Vec::with_capacity(capacity), leaf_level: None, count: 0 };
+    data.array(reader, 0)?;
+    Ok(data.bytes)
+}
+
+struct Data<'a> {
+    name: &'a str,
+    dtype: DType,
+    shape: &'a [u64],
+    bytes: Vec<u8>,
+    /// How many arrays are around the first element found.
+    leaf_level: Option<usize>,
+    count: u64,
+}
+
+impl Data<'_> {
+    fn array(&mut self, reader: &mut Reader<'_>, level: usize) -> Result<(), Error> {
+        let mut length = 0_u64;
+        reader.array(|reader| {
+            length += 1;
+            if reader.peek() == Some(b'[') {
+                self.array(reader, level + 1)
+            } else {
+                self.element(reader, level)
+            }
+        })?;
+        let nested = self.leaf_level.is_none_or(|leaf| leaf > 0) && self.shape.len() > 1;
+        let expected = self.shape.get(level).copied();
+        if nested && (level > 0 || self.leaf_level.is_some()) && expected != Some(length) {
+            let (name, shape) = (self.name, self.shape);
+            return Err(Error::invalid(format!(
+                "tensor {name:?}: an array at depth {} has {length} elements, shape {shape:?} announces {}",
+                level + 1,
+                expected.map_or("none".into(), |expected| expected.to_string()),
+            )));
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn element(&mut self, reader: &mut Reader<'_>, level: usize) -> Result<(), Error> {
+        if self.leaf_level != Some(level) {
+            self.check_level(level)?;
+        }
+        self.value(reader)?;
+        self.count += 1;
+        Ok(())
+    }
+
+    fn check_level(&mut self, level: usize) -> Result<(), Error> {
+        let depth = level + 1;
+        let rank = self.shape.len().max(1);
+        if self.leaf_level.is_some() || (depth != 1 && depth != rank) {
+            let (name, count) = (self.name, self.count);
+            return Err(Error::invalid(format!(
+                "tensor {name:?}, element {count}: data is nested {depth} deep here; it must be flat or nested {rank} deep throughout"
+            )));
+        }
+        self.leaf_level = Some(level);
+        Ok(())
+    }
+
+    fn value(&mut self, reader: &mut Reader<'_>) -> Result<(), Error> {
+        match self.dtype {
+            DType::Fp32 => {
+                let value: f32 = self.float(reader)?;
+                self.bytes.extend_from_slice(&value.to_le_bytes());
+            }
+            DType::Fp64 => {
+                let value: f64 = self.float(reader)?;
+                self.bytes.extend_from_slice(&value.to_le_bytes());
+            }
+            DType::Bool => {
+                let value = if reader.word("true") {
+                    1
+                } else if reader.word("false") {
+                    0
+                } else {
+                    self.int::<u8>(reader)?
+                };
+                self.bytes.push(value);
+            }
+            DType::Bytes => {
+                let text = reader.string().map_err(|error| self.wrong(&error.message))?;
+                let length = u32::try_from(text.len()).map_err(|_| self.wrong("longer than 4 GiB"))?;
+                self.bytes.extend_from_slice(&length.to_le_bytes());
+                self.bytes.extend_from_slice(text.as_bytes());
+            }
+            DType::Uint8 => self.push::<u8, 1>(reader, u8::to_le_bytes)?,
+            DType::Uint16 => self.push::<u16, 2>(reader, u16::to_le_bytes)?,
+            DType::Uint32 => self.push::<u32, 4>(reader, u32::to_le_bytes)?,
+            DType::Uint64 => self.push::<u64, 8>(reader, u64::to_le_bytes)?,
+            DType::Int8 => self.push::<i8, 1>(reader, i8::to_le_bytes)?,
+            DType::Int16 => self.push::<i16, 2>(reader, i16::to_le_bytes)?,
+            DType::Int32 => self.push::<i32, 4>(reader, i32::to_le_bytes)?,
+            DType::Int64 => self.push::<i64, 8>(reader, i64::to_le_bytes)?,
+            DType::Fp16 | DType::Bf16 => return Err(self.wrong("no JSON form")),
+        }
+        Ok(())
+    }
+
+    fn push<T: std::str::FromStr, const N: usize>(
+        &mut self,
+        reader: &mut Reader<'_>,
+        bytes: impl Fn(T) -> [u8; N],
+    ) -> Result<(), Error> {
+        let value = self.int(reader)?;
+        self.bytes.extend_from_slice(&bytes(value));
+        Ok(())
+    }
+
+    fn int<T: std::str::FromStr>(&self, reader: &mut Reader<'_>) -> Result<T, Error> {
+        let text = reader.number().map_err(|error| self.wrong(&error.message))?;
+        text.parse().map_err(|_| self.wrong(&format!("{text} is no {}", self.dtype)))
+    }
+
+    #[inline]
+    fn float<T: Float>(&self, reader: &mut Reader<'_>) -> Result<T, Error> {
+        read_float(reader).map_err(|error| self.wrong(&error.message))
+    }
+
+    #[cold]
+    fn wrong(&self, why: &str) -> Error {
+        Error::invalid(format!("tensor {:?}, element {}: {why}", self.name, self.count))
+    }
+}
+
+/// f32 and f64.
+pub(crate) trait Float: fast_float2::FastFloat + From<f32> + Into<f64> {}
+
+impl Float for f32 {}
+impl Float for f64 {}
+
+/// Reads a number, `NaN`, `Infinity` or `-Infinity`. Errors: anything else; a number too large for the type.
+#[inline]
+pub(crate) fn read_float<T: Float>(reader: &mut Reader<'_>) -> Result<T, Error> {
+    let rest = reader.rest();
+    let digits = rest.strip_prefix(b"-").unwrap_or(rest);
+    if digits.first().is_some_and(u8::is_ascii_digit)
+        && let Ok((value, length)) = fast_float2::parse_partial::<T, _>(rest)
+    {
+        if !Into::<f64>::into(value).is_finite() {
+            return Err(Error::invalid("the number is too large for its datatype"));
+        }
+        reader.advance(length);
+        return Ok(value);
+    }
+    match reader.number()? {
+        "NaN" => Ok(f32::NAN.into()),
+        "Infinity" => Ok(f32::INFINITY.into()),
+        _ => Ok(f32::NEG_INFINITY.into()),
+    }
+}
+
+/// Writes a tensor's data as a flat array. Non-finite numbers are written as the bare tokens.
+/// Errors: unsupported, for FP16 and BF16, and BYTES that are not UTF-8: they have no JSON form.
+pub(crate) fn write(out: &mut Vec<u8>, tensor: &Tensor) -> Result<(), Error> {
+    out.push(b'[');
+    write_elements(out, tensor, 0, usize::MAX, "NaN")?;
+    out.push(b']');
+    Ok(())
+}
+
+/// Writes `count` elements from `start`, separated by commas. `not_a_number` is what a NaN becomes; with `null` the
+/// infinities become that too.
+pub(crate) fn write_elements(
+    out: &mut Vec<u8>,
+    tensor: &Tensor,
+    start: usize,
+    count: usize,
+    not_a_number: &str,
+) -> Result<(), Error> {
+    let data = tensor.data();
+    macro_rules! write_all {
+        ($number:ty, $size:literal, $write:expr) => {{
+            let (chunks, _) = data.as_chunks::<$size>();
+            for (at, chunk) in chunks.iter().skip(start).take(count).enumerate() {
+                if at > 0 {
+                    out.push(b',');
+                }
+                $write(&mut *out, <$number>::from_le_bytes(*chunk));
+            }
+        }};
+    }
+    let float = |out: &mut Vec<u8>, value: f64, finite: &str| {
+        let text = match value {
+            _ if value.is_finite() => finite,
+            _ if value.is_nan() || not_a_number == "null" => not_a_number,
+            _ if value > 0.0 => "Infinity",
+            _ => "-Infinity",
+        };
+        out.extend_from_slice(text.as_bytes());
+    };
+    match tensor.dtype() {
+        DType::Fp32 => write_all!(f32, 4, |out: &mut Vec<u8>, value: f32| {
+            float(out, value.into(), ryu::Buffer::new().format(value));
+        }),
+        DType::Fp64 => write_all!(f64, 8, |out: &mut Vec<u8>, value| {
+            float(out, value, ryu::Buffer::new().format(value));
+        }),
+        DType::Bool => write_all!(u8, 1, |out: &mut Vec<u8>, value| {
+            out.extend_from_slice(if value == 0 { b"false" } else { b"true" });
+        }),
+        DType::Uint8 => write_all!(u8, 1, write_int),
+        DType::Uint16 => write_all!(u16, 2, write_int),
+        DType::Uint32 => write_all!(u32, 4, write_int),
+        DType::Uint64 => write_all!(u64, 8, write_int),
+        DType::Int8 => write_all!(i8, 1, write_int),
+        DType::Int16 => write_all!(i16, 2, write_int),
+        DType::Int32 => write_all!(i32, 4, write_int),
+        DType::Int64 => write_all!(i64, 8, write_int),
+        DType::Bytes => {
+            for (at, element) in tensor.bytes_elements().skip(start).take(count).enumerate() {
+                if at > 0 {
+                    out.push(b',');
+                }
+                let text = std::str::from_utf8(element)
+                    .map_err(|_| no_json_form(tensor, "holds bytes that are not UTF-8"))?;
+                write_string(out, text);
+            }
+        }
+        DType::Fp16 | DType::Bf16 => return Err(no_json_form(tensor, "has a datatype without a JSON form")),
+    }
+    Ok(())
+}
+
+fn write_int(out: &mut Vec<u8>, value: impl itoa::Integer) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+fn no_json_form(tensor: &Tensor, why: &str) -> Error {
+    Error::new(ErrorCode::Unsupported, format!("output {:?} {why}; ask for binary data", tensor.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn check(dtype: DType, shape: &[u64], json: &str, expected: Result<&str, &str>) {
+        let mut reader = Reader::new(json.as_bytes());
+        let result = read(&mut reader, "x", dtype, shape)
+            .and_then(|data| Tensor::new("x".into(), dtype, shape.to_vec(), data.into()))
+            .map(|tensor| {
+                let mut out = Vec::new();
+                write(&mut out, &tensor).unwrap();
+                String::from_utf8(out).unwrap()
+            });
+        match (result, expected) {
+            (Ok(came), Ok(expected)) => assert_eq!(came, expected),
+            (Err(error), Err(text)) => assert!(error.message.contains(text), "{error}"),
+            (came, _) => panic!("{json} gave {came:?}"),
+        }
+    }
+
+    #[test]
+    fn reads_nested_and_flat_alike() {
+        check(DType::Fp32, &[2, 2], "[[1, 2.5], [-3e1, 0]]", Ok("[1.0,2.5,-30.0,0.0]"));
+        check(DType::Fp32, &[2, 2], "[1, 2.5, -3e1, 0]", Ok("[1.0,2.5,-30.0,0.0]"));
+        check(DType::Int64, &[1, 1, 1], "[[[9007199254740993]]]", Ok("[9007199254740993]"));
+        check(DType::Fp64, &[], "[0.1]", Ok("[0.1]"));
+        check(DType::Fp32, &[0, 3], "[]", Ok("[]"));
+        check(DType::Fp32, &[2, 0], "[[], []]", Ok("[]"));
+        check(DType::Bool, &[3], "[true, false, 1]", Ok("[true,false,true]"));
+        check(DType::Bytes, &[2], "[\"a\\n\", \"\"]", Ok("[\"a\\n\",\"\"]"));
+        check(DType::Fp32, &[3], "[NaN, Infinity, -Infinity]", Ok("[NaN,Infinity,-Infinity]"));
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit_and_says_where() {
+        check(DType::Fp32, &[2, 2], "[[1, 2], 3, 4]", Err("element 2: data is nested 1 deep"));
+        check(DType::Fp32, &[2, 2], "[1, [2], 3, 4]", Err("element 1: data is nested 2 deep"));
+        check(DType::Fp32, &[2, 2], "[[1, 2, 3], [4]]", Err("an array at depth 2 has 3 elements"));
+        check(DType::Fp32, &[2, 2], "[[1, 2]]", Err("an array at depth 1 has 1 elements"));
+        check(DType::Fp32, &[1, 1, 1], "[[1]]", Err("must be flat or nested 3 deep"));
+        check(DType::Fp32, &[2], "[1]", Err("needs 2 x 4 bytes, 4 came"));
+        check(DType::Uint8, &[1], "[256]", Err("element 0: 256 is no UINT8"));
+        check(DType::Int32, &[2], "[1, 1.5]", Err("element 1: 1.5 is no INT32"));
+        check(DType::Fp32, &[1], "[1e39]", Err("too large"));
+        check(DType::Fp32, &[1], "[\"1\"]", Err("element 0: body is not valid JSON: expected a number"));
+        check(DType::Bool, &[1], "[2]", Err("neither 0 nor 1"));
+        check(DType::Fp16, &[1], "[1]", Err("send it as binary data"));
+        check(DType::Fp32, &[1], "1", Err("expected an array"));
+    }
+
+    proptest! {
+        #[test]
+        fn floats_come_back_bit_for_bit(values in proptest::collection::vec(any::<f32>(), 0..50)) {
+            let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let shape = vec![values.len() as u64];
+            let tensor = Tensor::new("x".into(), DType::Fp32, shape.clone(), data.into()).unwrap();
+            let mut out = Vec::new();
+            write(&mut out, &tensor).unwrap();
+            let back = read(&mut Reader::new(&out), "x", DType::Fp32, &shape).unwrap();
+            let back: Vec<f32> = back.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            for (came, expected) in back.iter().zip(&values) {
+                prop_assert!(came.to_bits() == expected.to_bits() || (came.is_nan() && expected.is_nan()));
+            }
+        }
+
+        #[test]
+        fn never_panics(text in "[\\[\\]{}\",:0-9eE.+\\-aNIfintyul ]{0,60}") {
+            let mut reader = Reader::new(text.as_bytes());
+            drop(read(&mut reader, "x", DType::Fp32, &[2, 2]));
+        }
+    }
+}

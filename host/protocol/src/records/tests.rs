@@ -1,0 +1,104 @@
+use super::*;
+use modelhost_core::artifact::Digest;
+use modelhost_core::deployment::{Isolation, Limits, LoadReport, Package};
+use modelhost_core::model::{ModelName, ModelVersion, Signature};
+use modelhost_core::tensor::TensorSpec;
+
+fn version() -> Version {
+    let column = |name: &str, kind, missing| Column {
+        name: name.into(),
+        kind,
+        description: None,
+        unit: None,
+        minimum: None,
+        maximum: None,
+        missing,
+    };
+    let columns = vec![
+        column("age", ColumnKind::Numeric, false),
+        column("purpose", ColumnKind::Categorical(vec!["car".into(), "tv".into()]), true),
+    ];
+    let input = TensorSpec { name: "input".into(), dtype: DType::Fp32, shape: vec![None, Some(2)], columns };
+    let signature = Signature { inputs: vec![input], outputs: Vec::new() };
+    Version {
+        model: ModelName::parse("a/b").unwrap(),
+        number: ModelVersion::new(6).unwrap(),
+        digest: Digest::from_bytes([0; 32]),
+        package: Package {
+            component: Digest::from_bytes([0; 32]),
+            artifacts: Vec::new(),
+            parameters: Vec::new(),
+            columns: Vec::new(),
+            capabilities: Vec::new(),
+            isolation: None,
+            limits: Limits::DEFAULT,
+            examples: Vec::new(),
+        },
+        report: LoadReport { signature, isolation: Isolation::Request, isolation_note: None },
+        description: String::new(),
+        platform: String::new(),
+    }
+}
+
+fn check(body: &str, expected: Result<&[f32], &str>) {
+    match (decode(body.as_bytes(), &version(), Some("user")), expected) {
+        (Ok(request), Ok(expected)) => {
+            let data = request.inputs[0].data();
+            let came: Vec<_> =
+                data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            assert_eq!(format!("{came:?}"), format!("{expected:?}"));
+        }
+        (Err(error), Err(text)) => assert_eq!(error.message, text),
+        (came, _) => panic!("{body} gave {came:?}"),
+    }
+}
+
+#[test]
+fn maps_fields_to_columns_by_name() {
+    check(r#"[{"age": 40, "purpose": "tv"}, {"purpose": "car", "age": 1.5}]"#, Ok(&[40.0, 1.0, 1.5, 0.0]));
+    check(r#"{"age": 40, "user": "u1"}"#, Ok(&[40.0, f32::NAN]));
+    check(r#"[{"age": 40, "purpose": null}]"#, Ok(&[40.0, f32::NAN]));
+    check("[]", Ok(&[]));
+}
+
+#[test]
+fn names_record_and_field() {
+    check(r#"[{"purpose": "tv"}]"#, Err("record 0, field \"age\": is missing"));
+    check(r#"[{"age":1},{"age": null}]"#, Err("record 1, field \"age\": is missing"));
+    check(
+        r#"[{"age":1,"purpose":"boat"}]"#,
+        Err("record 0, field \"purpose\": \"boat\" is not one of [\"car\", \"tv\"]"),
+    );
+    check(r#"[{"age":1,"colour":1}]"#, Err("record 0, field \"colour\": is not a column of this model"));
+    check(r#"[{"age":"old"}]"#, Err("record 0, field \"age\": a number is expected, a string came"));
+    check(r#"[{"age":1,"age":2}]"#, Err("record 0, field \"age\": is given twice"));
+}
+
+#[test]
+fn finds_the_sticky_field_of_the_first_record() {
+    for (body, expected) in [
+        (r#"[{"age":1,"user":"u1"},{"user":"u2"}]"#, Some("u1")),
+        (r#"{"user":17}"#, Some("17")),
+        (r#"[{"age":1}]"#, None),
+        ("[", None),
+        ("", None),
+    ] {
+        assert_eq!(first_field(body.as_bytes(), "user").as_deref(), expected.map(str::as_bytes), "{body}");
+    }
+}
+
+#[test]
+fn writes_one_object_a_row() {
+    let tensor = |name: &str, shape: &[u64], values: &[f32]| {
+        let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Tensor::new(name.into(), DType::Fp32, shape.to_vec(), data.into()).unwrap()
+    };
+    let outputs = [tensor("p", &[2], &[0.5, f32::NAN]), tensor("q", &[2, 2], &[1.0, 2.0, 3.0, 4.0])];
+    let text = String::from_utf8(encode(&version(), &outputs).unwrap()).unwrap();
+    assert_eq!(
+        text,
+        r#"{"model":"a/b","version":6,"predictions":[{"p":0.5,"q":[1.0,2.0]},{"p":null,"q":[3.0,4.0]}]}"#
+    );
+    let error = encode(&version(), &[tensor("p", &[2], &[1.0, 2.0]), tensor("q", &[1], &[1.0])]).unwrap_err();
+    assert_eq!(error.code, ErrorCode::PluginFault);
+}

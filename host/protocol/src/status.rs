@@ -1,0 +1,18 @@
+//! Error codes on the wire, in one place, so that two front-ends never disagree.
+
+use modelhost_core::error::ErrorCode;
+
+/// The HTTP status of a failure. A plugin's fault is 502, so that it is never taken for the host's 500.
+pub fn http(code: ErrorCode) -> u16 {
+    match code {
+        ErrorCode::InvalidArgument => 400,
+        ErrorCode::NotFound => 404,
+        ErrorCode::Conflict => 409,
+        ErrorCode::TooLarge => 413,
+        ErrorCode::Internal => 500,
+        ErrorCode::Unsupported => 501,
+        ErrorCode::PluginFault => 502,
+        ErrorCode::ResourceExhausted | ErrorCode::Unavailable => 503,
+        ErrorCode::DeadlineExceeded => 504,
+    }
+}
