@@ -1,0 +1,11 @@
+//! The admin API: what operators do, as JSON over HTTP on an address of its own.
+//!
+//! Changes run to their end even when the client goes away; each is written before it is acknowledged.
+
+mod resources;
+mod routes;
+
+pub mod wire;
+
+pub use resources::{Admin, CountComparisons};
+pub use routes::router;

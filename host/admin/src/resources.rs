@@ -1,0 +1,287 @@
+//! What the admin API does, free of HTTP.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use modelhost_core::artifact::{Artifact, Digest};
+use modelhost_core::deployment::{Model, Package, Version};
+use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::model::{ModelName, ModelVersion};
+use modelhost_core::ports::{Lifecycle, ModelRuntime};
+use modelhost_core::routing::{BUCKETS, Policy, StickyKey};
+use modelhost_registry::{Blobs, Catalog, Manifest, Registration};
+
+use crate::wire;
+
+/// Most lines that a history answers with.
+const HISTORY: u32 = 1000;
+
+/// How often a challenger compared how, by outcome: served version, challenger.
+pub type CountComparisons =
+    dyn Fn(&ModelName, ModelVersion, ModelVersion) -> Vec<(&'static str, u64)> + Send + Sync;
+
+/// Everything that operators can change.
+pub struct Admin {
+    /// What is registered.
+    pub catalog: Arc<Catalog>,
+    /// The content of artifacts and components.
+    pub blobs: Blobs,
+    /// Tries a version before it is registered.
+    pub runtime: Arc<dyn ModelRuntime>,
+    /// What is in memory.
+    pub lifecycle: Arc<dyn Lifecycle>,
+    /// Shipped runtimes by name.
+    pub runtimes: BTreeMap<String, Digest>,
+    /// Counts of challengers' comparisons.
+    pub comparisons: Box<CountComparisons>,
+    /// Largest file that can be uploaded.
+    pub max_blob_bytes: u64,
+}
+
+impl Admin {
+    /// Loads a version and, if all its steps pass, registers it. Errors: what the failing step says; nothing changes then.
+    pub async fn register(
+        &self,
+        name: &ModelName,
+        request: &wire::Register,
+    ) -> Result<wire::Registered, Error> {
+        let manifest = Manifest::parse(&request.manifest)?;
+        let package = self.package(&manifest, &request.files)?;
+        let loaded = self.runtime.load(&package, None).await?;
+        let report = loaded.report().clone();
+        let registration = Registration { model: name, manifest: &request.manifest, package, report };
+        let version =
+            self.catalog.register(registration, |snapshot| self.lifecycle.publish(snapshot)).await?;
+        if request.promote {
+            self.promote(name, version.number).await?;
+        }
+        Ok(wire::Registered {
+            model: name.to_string(),
+            version: version.number.get(),
+            digest: version.digest.to_string(),
+            isolation: version.report.isolation.as_str().to_owned(),
+            note: version.report.isolation_note.clone(),
+        })
+    }
+
+    fn package(&self, manifest: &Manifest, files: &BTreeMap<String, String>) -> Result<Package, Error> {
+        let component = match (&manifest.runtime, &manifest.component) {
+            (Some(runtime), _) => *self.runtimes.get(runtime).ok_or_else(|| {
+                let known: Vec<_> = self.runtimes.keys().collect();
+                Error::invalid(format!(
+                    "runtime {runtime:?} is not shipped with this host, which has {known:?}"
+                ))
+            })?,
+            (None, component) => self.file(component.as_deref().unwrap_or_default(), files)?.digest,
+        };
+        let artifacts =
+            manifest.artifacts.iter().map(|name| self.file(name, files)).collect::<Result<_, _>>()?;
+        manifest.package(component, artifacts)
+    }
+
+    fn file(&self, name: &str, files: &BTreeMap<String, String>) -> Result<Artifact, Error> {
+        let digest = files.get(name).ok_or_else(|| Error::invalid(format!("file {name:?} was not sent")))?;
+        let digest = Digest::parse(digest)?;
+        let bytes = self.blobs.size(digest);
+        let bytes =
+            bytes.ok_or_else(|| Error::invalid(format!("file {name:?}: blob {digest} was not uploaded")))?;
+        Ok(Artifact { name: name.to_owned(), digest, bytes })
+    }
+
+    /// All traffic to one version. Errors: not found; what loading it says.
+    pub async fn promote(&self, name: &ModelName, number: ModelVersion) -> Result<wire::Policy, Error> {
+        let change = |_: &Model| Ok(Policy::single(number));
+        self.set_policy(name, &format!("promote {number}"), false, change).await
+    }
+
+    /// Traffic by weight. Errors: not found; conflict when nothing was promoted; what loading says.
+    pub async fn split(&self, name: &ModelName, split: &wire::Split) -> Result<wire::Policy, Error> {
+        let weights = split
+            .weights
+            .iter()
+            .map(|weight| Ok((ModelVersion::new(weight.version)?, weight.weight)))
+            .collect::<Result<Vec<_>, Error>>()?;
+        let sticky = split.sticky.as_deref().map(StickyKey::parse).transpose()?;
+        let text: Vec<_> = weights.iter().map(|(version, weight)| format!("{version}={weight}")).collect();
+        let change = |model: &Model| {
+            let first = weights.first().map_or(ModelVersion::FIRST, |(version, _)| *version);
+            let current = model.policy.clone().unwrap_or_else(|| Policy::single(first));
+            current.with_split(&weights, sticky)
+        };
+        self.set_policy(name, &format!("split {}", text.join(" ")), false, change).await
+    }
+
+    /// Who sees requests in the shadow. Errors: not found; conflict when nothing was promoted; what loading says.
+    pub async fn challenge(
+        &self,
+        name: &ModelName,
+        challenge: &wire::Challenge,
+    ) -> Result<wire::Policy, Error> {
+        let numbers = challenge.challengers.iter().map(|number| ModelVersion::new(*number));
+        let challengers = numbers.collect::<Result<Vec<_>, _>>()?;
+        let text: Vec<_> = challengers.iter().map(ToString::to_string).collect();
+        let action =
+            if text.is_empty() { "challenge --none".into() } else { format!("challenge {}", text.join(" ")) };
+        let change = |model: &Model| {
+            let conflict = || {
+                Error::new(ErrorCode::Conflict, format!("model {name} has no promoted version to challenge"))
+            };
+            model.policy.as_ref().ok_or_else(conflict)?.with_challengers(challengers)
+        };
+        self.set_policy(name, &action, true, change).await
+    }
+
+    /// Back to the policy before. Errors: not found; conflict when there is none; what loading says.
+    pub async fn rollback(&self, name: &ModelName) -> Result<wire::Policy, Error> {
+        let prepare = async |versions: Vec<Arc<Version>>| self.prepare(versions).await;
+        let publish = |snapshot| self.lifecycle.publish(snapshot);
+        self.catalog.rollback(name, prepare, publish).await.map(|policy| policy_wire(&policy))
+    }
+
+    async fn set_policy(
+        &self,
+        name: &ModelName,
+        action: &str,
+        keep_back: bool,
+        change: impl FnOnce(&Model) -> Result<Policy, Error>,
+    ) -> Result<wire::Policy, Error> {
+        let prepare = async |versions: Vec<Arc<Version>>| self.prepare(versions).await;
+        let publish = |snapshot| self.lifecycle.publish(snapshot);
+        let policy = self.catalog.set_policy(name, action, keep_back, change, prepare, publish).await?;
+        Ok(policy_wire(&policy))
+    }
+
+    /// What gets traffic is in memory first, so that no caller waits for it.
+    async fn prepare(&self, versions: Vec<Arc<Version>>) -> Result<(), Error> {
+        for version in versions {
+            self.lifecycle.ready(&version).await.map_err(|error| {
+                Error::new(error.code, format!("version {} does not load: {}", version.number, error.message))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Points an alias at a version, or removes it. Errors: not found; what loading says.
+    pub async fn alias(
+        &self,
+        name: &ModelName,
+        alias: &str,
+        number: Option<ModelVersion>,
+    ) -> Result<(), Error> {
+        let prepare = async |versions: Vec<Arc<Version>>| self.prepare(versions).await;
+        self.catalog
+            .set_alias(name, alias, number, prepare, |snapshot| self.lifecycle.publish(snapshot))
+            .await
+    }
+
+    /// Forgets a loaded version; its next request loads it again. Errors: not found.
+    pub fn unload(&self, name: &ModelName, number: ModelVersion) -> Result<wire::Unloaded, Error> {
+        let model = self.model(name)?;
+        let version = model.versions.get(&number);
+        let version =
+            version.ok_or_else(|| Error::not_found(format!("model {name} has no version {number}")))?;
+        Ok(wire::Unloaded { unloaded: self.lifecycle.unload(version) })
+    }
+
+    /// Every prefix and how many models it holds.
+    pub fn prefixes(&self) -> Vec<wire::PrefixRow> {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for name in self.catalog.snapshot().models.keys() {
+            *counts.entry(name.prefix().to_owned()).or_default() += 1;
+        }
+        counts.into_iter().map(|(prefix, models)| wire::PrefixRow { prefix, models }).collect()
+    }
+
+    /// Every model, or those of one prefix, by name.
+    pub fn models(&self, prefix: Option<&str>) -> Vec<wire::ModelRow> {
+        let snapshot = self.catalog.snapshot();
+        let wanted = |name: &ModelName| prefix.is_none_or(|prefix| name.prefix() == prefix);
+        let mut models: Vec<_> = snapshot.models.values().filter(|model| wanted(&model.name)).collect();
+        models.sort_by(|a, b| a.name.cmp(&b.name));
+        let row = |model: &Arc<Model>| wire::ModelRow {
+            model: model.name.to_string(),
+            versions: model.versions.len(),
+            latest: model.versions.keys().next_back().map(|number| number.get()),
+            policy: model.policy.as_ref().map(policy_wire),
+        };
+        models.into_iter().map(row).collect()
+    }
+
+    /// One model with its versions. Errors: not found.
+    pub fn show(&self, name: &ModelName) -> Result<wire::ModelDetail, Error> {
+        let model = self.model(name)?;
+        Ok(wire::ModelDetail {
+            model: name.to_string(),
+            policy: model.policy.as_ref().map(policy_wire),
+            aliases: model.aliases.iter().map(|(alias, number)| (alias.clone(), number.get())).collect(),
+            versions: model.versions.values().map(|version| self.version_row(&model, version)).collect(),
+            challengers: self.comparisons_of(&model),
+        })
+    }
+
+    fn version_row(&self, model: &Model, version: &Version) -> wire::VersionRow {
+        let number = version.number;
+        let shares = model.policy.as_ref().map(policy_wire).map(|policy| policy.shares).unwrap_or_default();
+        let aliases = model.aliases.iter().filter(|(_, target)| **target == number);
+        wire::VersionRow {
+            version: number.get(),
+            digest: version.digest.to_string(),
+            isolation: version.report.isolation.as_str().to_owned(),
+            loaded: self.lifecycle.is_ready(version),
+            percent: shares
+                .iter()
+                .find(|share| share.version == number.get())
+                .map_or(0.0, |share| share.percent),
+            challenger: model.policy.as_ref().is_some_and(|policy| policy.challengers().contains(&number)),
+            aliases: aliases.map(|(alias, _)| alias.clone()).collect(),
+            description: version.description.clone(),
+        }
+    }
+
+    fn comparisons_of(&self, model: &Model) -> Vec<wire::Comparisons> {
+        let Some(policy) = &model.policy else { return Vec::new() };
+        let served = policy.shares();
+        let pairs = policy.challengers().iter().flat_map(|challenger| {
+            served
+                .iter()
+                .map(|(served, _)| (*served, *challenger))
+                .filter(|(served, challenger)| served != challenger)
+        });
+        let counted = |(served, challenger): (ModelVersion, ModelVersion)| {
+            let counts = (self.comparisons)(&model.name, served, challenger);
+            let outcomes = counts.into_iter().map(|(outcome, count)| (outcome.to_owned(), count)).collect();
+            wire::Comparisons { served: served.get(), challenger: challenger.get(), outcomes }
+        };
+        pairs.map(counted).collect()
+    }
+
+    /// Every policy the model had, the latest first. Errors: not found; internal.
+    pub async fn history(&self, name: &ModelName) -> Result<Vec<wire::HistoryRow>, Error> {
+        let entries = self.catalog.history(name, HISTORY).await?;
+        let row = |entry: modelhost_registry::HistoryEntry| wire::HistoryRow {
+            policy: policy_wire(&entry.policy),
+            action: entry.action,
+            at_ms: entry.at_ms,
+            current: entry.current,
+        };
+        Ok(entries.into_iter().map(row).collect())
+    }
+
+    fn model(&self, name: &ModelName) -> Result<Arc<Model>, Error> {
+        let found = self.catalog.snapshot().models.get(name).cloned();
+        found.ok_or_else(|| Error::not_found(format!("model {name} is not registered")))
+    }
+}
+
+fn policy_wire(policy: &Policy) -> wire::Policy {
+    let share = |(version, buckets): (ModelVersion, u16)| wire::Share {
+        version: version.get(),
+        percent: f64::from(buckets) * 100.0 / f64::from(BUCKETS),
+    };
+    wire::Policy {
+        primary: policy.primary().get(),
+        shares: policy.shares().into_iter().map(share).collect(),
+        challengers: policy.challengers().iter().map(|version| version.get()).collect(),
+        sticky: policy.sticky().map(ToString::to_string),
+    }
+}

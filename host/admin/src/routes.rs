@@ -1,0 +1,211 @@
+//! HTTP for the resources. Each change runs in a task of its own, to its end.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use futures_util::StreamExt;
+use modelhost_core::artifact::Digest;
+use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::model::{ModelName, ModelVersion};
+use serde::{Deserialize, Serialize};
+
+use crate::resources::Admin;
+use crate::wire;
+
+type Shared = State<Arc<Admin>>;
+type Answer = Result<Response, Refusal>;
+
+/// The admin API over these resources.
+pub fn router(admin: Arc<Admin>) -> Router {
+    const MODEL: &str = "/v1/models/{prefix}/{name}";
+    let model = |rest: &str| format!("{MODEL}{rest}");
+    Router::new()
+        .route("/v1/blobs/{digest}", put(upload).get(has_blob))
+        .route("/v1/prefixes", get(async |State(admin): Shared| json(admin.prefixes())))
+        .route("/v1/models", get(models))
+        .route(MODEL, get(show))
+        .route(&model("/versions"), post(register))
+        .route(&model("/versions/{version}/unload"), post(unload))
+        .route(&model("/promote"), post(promote))
+        .route(&model("/rollback"), post(rollback))
+        .route(&model("/split"), post(split))
+        .route(&model("/challenge"), post(challenge))
+        .route(&model("/aliases/{alias}"), put(alias).delete(remove_alias))
+        .route(&model("/history"), get(history))
+        .fallback(async || Refusal(Error::not_found("the admin API has no such path")).into_response())
+        .with_state(admin)
+}
+
+#[derive(Deserialize)]
+struct ModelPath {
+    prefix: String,
+    name: String,
+}
+
+impl ModelPath {
+    fn model(&self) -> Result<ModelName, Error> {
+        ModelName::parse(&format!("{}/{}", self.prefix, self.name))
+    }
+}
+
+#[derive(Deserialize)]
+struct PrefixQuery {
+    prefix: Option<String>,
+}
+
+async fn models(State(admin): Shared, Query(query): Query<PrefixQuery>) -> Answer {
+    json(admin.models(query.prefix.as_deref()))
+}
+
+async fn show(State(admin): Shared, Path(path): Path<ModelPath>) -> Answer {
+    json(admin.show(&path.model()?)?)
+}
+
+async fn history(State(admin): Shared, Path(path): Path<ModelPath>) -> Answer {
+    json(admin.history(&path.model()?).await?)
+}
+
+async fn register(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
+    let (name, request) = (path.model()?, read::<wire::Register>(body).await?);
+    to_end(async move { admin.register(&name, &request).await }).await
+}
+
+async fn promote(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
+    let (name, request) = (path.model()?, read::<wire::VersionRef>(body).await?);
+    let number = ModelVersion::new(request.version)?;
+    to_end(async move { admin.promote(&name, number).await }).await
+}
+
+async fn rollback(State(admin): Shared, Path(path): Path<ModelPath>) -> Answer {
+    let name = path.model()?;
+    to_end(async move { admin.rollback(&name).await }).await
+}
+
+async fn split(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
+    let (name, request) = (path.model()?, read::<wire::Split>(body).await?);
+    to_end(async move { admin.split(&name, &request).await }).await
+}
+
+async fn challenge(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
+    let (name, request) = (path.model()?, read::<wire::Challenge>(body).await?);
+    to_end(async move { admin.challenge(&name, &request).await }).await
+}
+
+#[derive(Deserialize)]
+struct AliasPath {
+    prefix: String,
+    name: String,
+    alias: String,
+}
+
+async fn alias(State(admin): Shared, Path(path): Path<AliasPath>, body: Body) -> Answer {
+    let number = ModelVersion::new(read::<wire::VersionRef>(body).await?.version)?;
+    set_alias(admin, path, Some(number)).await
+}
+
+async fn remove_alias(State(admin): Shared, Path(path): Path<AliasPath>) -> Answer {
+    set_alias(admin, path, None).await
+}
+
+async fn set_alias(admin: Arc<Admin>, path: AliasPath, number: Option<ModelVersion>) -> Answer {
+    let AliasPath { prefix, name, alias } = path;
+    let name = ModelPath { prefix, name }.model()?;
+    to_end(async move {
+        admin.alias(&name, &alias, number).await?;
+        admin.show(&name).map(|detail| detail.aliases)
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+struct VersionPath {
+    prefix: String,
+    name: String,
+    version: String,
+}
+
+async fn unload(State(admin): Shared, Path(path): Path<VersionPath>) -> Answer {
+    let VersionPath { prefix, name, version } = path;
+    json(admin.unload(&ModelPath { prefix, name }.model()?, ModelVersion::parse(&version)?)?)
+}
+
+/// Streams to disk. A client that goes away leaves nothing.
+async fn upload(State(admin): Shared, Path(digest): Path<String>, body: Body) -> Answer {
+    let digest = Digest::parse(&digest)?;
+    let mut upload = admin.blobs.upload()?;
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| Error::invalid(format!("the upload broke off: {error}")))?;
+        if upload.bytes() + chunk.len() as u64 > admin.max_blob_bytes {
+            let text = format!("blob {digest} is larger than the {} bytes allowed", admin.max_blob_bytes);
+            return Err(Error::new(ErrorCode::TooLarge, text).into());
+        }
+        tokio::task::block_in_place(|| upload.write(&chunk))?;
+    }
+    tokio::task::block_in_place(|| upload.finish(Some(digest)))?;
+    Ok(StatusCode::CREATED.into_response())
+}
+
+async fn has_blob(State(admin): Shared, Path(digest): Path<String>) -> Answer {
+    let digest = Digest::parse(&digest)?;
+    let bytes = admin.blobs.size(digest);
+    let bytes = bytes.ok_or_else(|| Error::not_found(format!("blob {digest} is not stored")))?;
+    json(serde_json::json!({"digest": digest.to_string(), "bytes": bytes}))
+}
+
+/// Largest JSON body: a manifest with its examples.
+const MAX_JSON_BYTES: usize = 16 << 20;
+
+async fn read<T: for<'de> Deserialize<'de>>(body: Body) -> Result<T, Error> {
+    let bytes = axum::body::to_bytes(body, MAX_JSON_BYTES).await.map_err(|error| {
+        Error::new(ErrorCode::TooLarge, format!("body: {error}; at most {MAX_JSON_BYTES} bytes"))
+    })?;
+    serde_json::from_slice(&bytes).map_err(|error| Error::invalid(format!("body: {error}")))
+}
+
+async fn to_end<T: Serialize + Send + 'static>(
+    change: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Answer {
+    let result = tokio::spawn(change).await;
+    json(result.map_err(|error| Error::internal(format!("the change did not end: {error}")))??)
+}
+
+fn json(value: impl Serialize) -> Answer {
+    Ok(Json(value).into_response())
+}
+
+struct Refusal(Error);
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Self(error) = self;
+        let status = match error.code {
+            ErrorCode::InvalidArgument => StatusCode::BAD_REQUEST,
+            ErrorCode::NotFound => StatusCode::NOT_FOUND,
+            ErrorCode::Conflict => StatusCode::CONFLICT,
+            ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            // The component or its artifacts do not do what they should: a refusal, not this host's failure.
+            ErrorCode::PluginFault | ErrorCode::Unsupported => StatusCode::UNPROCESSABLE_ENTITY,
+            ErrorCode::ResourceExhausted => StatusCode::INSUFFICIENT_STORAGE,
+            ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+            ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        if error.code == ErrorCode::Internal {
+            tracing::error!(%error, "admin request failed");
+        }
+        let body = wire::Failure { error: error.message, code: error.code.as_str().to_owned() };
+        (status, Json(body)).into_response()
+    }
+}
