@@ -16,7 +16,7 @@ const RESERVED: [&str; 9] =
 const MAX_SEGMENT: usize = 64;
 
 /// `prefix/name`, e.g. `marketing/churn`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ModelName {
     text: String,
     slash: usize,
@@ -56,6 +56,13 @@ impl ModelName {
 impl std::borrow::Borrow<str> for ModelName {
     fn borrow(&self) -> &str {
         &self.text
+    }
+}
+
+/// As its text, which `Borrow` promises.
+impl std::hash::Hash for ModelName {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
     }
 }
 

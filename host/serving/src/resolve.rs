@@ -15,7 +15,7 @@ use crate::lifecycle::{Route, Serving};
 use crate::slot::Slot;
 
 /// What a caller names.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target<'a> {
     /// `prefix/name`.
     pub model: &'a str,

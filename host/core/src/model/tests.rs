@@ -32,3 +32,9 @@ fn reads_versions_with_and_without_v() {
         assert_eq!(ModelVersion::parse(text).ok().map(ModelVersion::get), expected, "{text}");
     }
 }
+
+#[test]
+fn maps_keyed_by_name_are_looked_up_by_text() {
+    let map = std::collections::HashMap::from([(ModelName::parse("a/b").unwrap(), 1)]);
+    assert_eq!(map.get("a/b"), Some(&1));
+}

@@ -1,0 +1,173 @@
+//! The host's settings: read once, from a TOML file, then overridden by the command line.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use modelhost_core::deployment::Limits;
+use modelhost_core::error::Error;
+use serde::Deserialize;
+
+/// The host's settings, with their defaults. Unknown keys are errors.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Catalogue, artifacts and compiled code.
+    pub data_dir: PathBuf,
+    /// Where predictions are asked for. Port 0: any free one.
+    pub listen: SocketAddr,
+    /// Where operators work.
+    pub admin_listen: SocketAddr,
+    /// Lets `admin_listen` be another address than loopback, although nothing guards it.
+    pub admin_allow_remote: bool,
+    /// The shipped runtimes' components, `NAME.wasm`. Default: `runtimes` beside the executable.
+    pub runtimes_dir: Option<PathBuf>,
+    /// Largest request body.
+    pub max_body_bytes: usize,
+    /// Largest artifact or component that can be uploaded.
+    pub max_blob_bytes: u64,
+    /// Longest that one request may wait and run together, its body's arrival included.
+    pub request_timeout_ms: u64,
+    /// Longest that a connection may take to send a request's headers.
+    pub header_timeout_ms: u64,
+    /// How long requests may finish after a shutdown began.
+    pub drain_timeout_ms: u64,
+    /// Connections on the public port; one more waits to be accepted.
+    pub max_connections: usize,
+    /// Live instances at once, over all versions.
+    pub instances: u32,
+    /// Versions in memory at once.
+    pub loaded_versions: usize,
+    /// Bytes of a released instance's memory that are zeroed rather than unmapped.
+    pub keep_resident_bytes: usize,
+    /// Whether to reset only the pages that a request wrote. Default: where the kernel can.
+    pub pagemap_scan: Option<bool>,
+    /// What a manifest may ask for at most.
+    pub limits: LimitCaps,
+    /// Threads that serve. Default: one a core.
+    pub threads: Option<usize>,
+}
+
+/// Caps on what a manifest's `[limits]` may ask for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitCaps {
+    /// Linear memory per instance.
+    pub memory_mib: u64,
+    /// Run time of one prediction.
+    pub deadline_ms: u64,
+    /// Predictions of one version at once.
+    pub concurrency: u32,
+    /// Predictions of one version waiting.
+    pub queue: u32,
+    /// Artifacts of one version together.
+    pub artifact_mib: u64,
+    /// Run time of a version's `load`.
+    pub load_deadline_ms: u64,
+}
+
+impl Default for LimitCaps {
+    fn default() -> Self {
+        Self {
+            memory_mib: 1024,
+            deadline_ms: 60_000,
+            concurrency: 1000,
+            queue: 65_536,
+            artifact_mib: 16 << 10,
+            load_deadline_ms: 60_000,
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: "./modelhost-data".into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            admin_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
+            admin_allow_remote: false,
+            runtimes_dir: None,
+            max_body_bytes: 64 << 20,
+            max_blob_bytes: 16 << 30,
+            request_timeout_ms: 60_000,
+            header_timeout_ms: 10_000,
+            drain_timeout_ms: 30_000,
+            max_connections: 10_000,
+            instances: 1000,
+            loaded_versions: 1000,
+            keep_resident_bytes: 1 << 20,
+            pagemap_scan: None,
+            limits: LimitCaps::default(),
+            threads: None,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a TOML file. Errors: invalid argument, naming file, key and what was expected.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::invalid(format!("configuration {}: {error}", path.display())))?;
+        toml::from_str(&text)
+            .map_err(|error| Error::invalid(format!("configuration {}: {error}", path.display())))
+    }
+
+    /// Errors: invalid argument, on settings that contradict each other.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if !self.admin_listen.ip().is_loopback() && !self.admin_allow_remote {
+            return Err(Error::invalid(format!(
+                "admin_listen {}: nothing guards the admin API yet, so it listens on loopback only; allow another \
+                 address with --admin-allow-remote",
+                self.admin_listen
+            )));
+        }
+        if self.instances == 0 || self.max_connections == 0 || self.threads == Some(0) {
+            return Err(Error::invalid("instances, max_connections and threads must be at least 1"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn engine(&self) -> modelhost_engine::Config {
+        modelhost_engine::Config {
+            cache_dir: self.data_dir.join("compiled"),
+            instances: self.instances,
+            limits_cap: Limits {
+                memory_bytes: self.limits.memory_mib << 20,
+                deadline: Duration::from_millis(self.limits.deadline_ms),
+                concurrency: self.limits.concurrency.min(self.instances),
+                queue: self.limits.queue,
+                artifact_bytes: self.limits.artifact_mib << 20,
+            },
+            load_deadline: Duration::from_millis(self.limits.load_deadline_ms),
+            keep_resident_bytes: self.keep_resident_bytes,
+            pagemap_scan: self.pagemap_scan,
+        }
+    }
+
+    pub(crate) fn runtimes_dir(&self) -> PathBuf {
+        let beside = || Some(std::env::current_exe().ok()?.parent()?.join("runtimes"));
+        self.runtimes_dir.clone().or_else(beside).unwrap_or_else(|| "runtimes".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_admin_api_stays_on_loopback_unless_told() {
+        let mut config = Config { admin_listen: SocketAddr::from(([0, 0, 0, 0], 8081)), ..Config::default() };
+        assert!(config.check().unwrap_err().message.contains("--admin-allow-remote"));
+        config.admin_allow_remote = true;
+        assert_eq!(config.check(), Ok(()));
+    }
+
+    #[test]
+    fn unknown_keys_are_errors() {
+        let dir = std::env::temp_dir().join(format!("modelhost-config-{}.toml", std::process::id()));
+        std::fs::write(&dir, "max_body_bytes = 5\ncolour = 'red'").unwrap();
+        let error = Config::read(&dir).unwrap_err();
+        std::fs::remove_file(&dir).unwrap();
+        assert!(error.message.contains("unknown field `colour`"), "{error}");
+    }
+}

@@ -1,0 +1,11 @@
+//! Puts the host together: configuration, storage, engine, serving, two listeners, shutdown.
+
+mod config;
+mod handlers;
+mod http;
+mod wiring;
+
+pub use config::Config;
+pub use modelhost_core::error::{Error, ErrorCode};
+pub use modelhost_telemetry::{LogFormat, start_logs};
+pub use wiring::Server;

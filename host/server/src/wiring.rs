@@ -1,0 +1,178 @@
+//! The composition root: who is made from what, and in which order it ends.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::service::TowerToHyperService;
+use modelhost_admin::Admin;
+use modelhost_core::artifact::Digest;
+use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::model::{ModelName, ModelVersion};
+use modelhost_core::ports::{BlobStore, Lifecycle, ModelRuntime, Observer};
+use modelhost_registry::{Blobs, Catalog};
+use modelhost_serving::Serving;
+use modelhost_telemetry::Metrics;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::config::Config;
+use crate::handlers::Public;
+use crate::http::{Listener, bind};
+
+/// Connections on the admin port.
+const ADMIN_CONNECTIONS: usize = 256;
+
+/// A running host.
+pub struct Server {
+    address: SocketAddr,
+    admin_address: SocketAddr,
+    public: Arc<Public>,
+    catalog: Arc<Catalog>,
+    stop: watch::Sender<bool>,
+    listeners: Vec<JoinHandle<()>>,
+    /// Held while this process uses the data folder.
+    _lock: File,
+}
+
+impl Server {
+    /// Opens the data folder, makes the engine, and serves. What policies name is loaded in the background; whoever
+    /// calls it before waits for that one load. Errors: invalid argument (settings), conflict (an address or the data folder is
+    /// in use), internal.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        config.check()?;
+        let lock = lock_data_dir(&config.data_dir)?;
+        let blobs = Blobs::open(&config.data_dir.join("blobs"))?;
+        let runtimes = store_runtimes(&blobs, &config.runtimes_dir())?;
+        let catalog = Arc::new(Catalog::open(&config.data_dir.join("catalogue.db")).await?);
+        let mut keep = catalog.blobs();
+        keep.extend(runtimes.values());
+        blobs.retain(&keep)?;
+
+        let metrics = Arc::new(Metrics::default());
+        let engine: Arc<dyn ModelRuntime> =
+            modelhost_engine::Runtime::new(config.engine(), Arc::new(blobs.clone()) as Arc<dyn BlobStore>)?;
+        let serving_config =
+            modelhost_serving::Config { loaded_versions: config.loaded_versions, ..Default::default() };
+        let observer = Arc::clone(&metrics) as Arc<dyn Observer>;
+        let serving = Serving::new(serving_config, Arc::clone(&engine), observer);
+        serving.publish(catalog.snapshot());
+
+        let admin = Arc::new(Admin {
+            catalog: Arc::clone(&catalog),
+            blobs,
+            runtime: engine,
+            lifecycle: Arc::clone(&serving) as Arc<dyn Lifecycle>,
+            runtimes,
+            comparisons: comparisons(Arc::clone(&metrics)),
+            max_blob_bytes: config.max_blob_bytes,
+        });
+        let public = Arc::new(Public {
+            serving: Arc::clone(&serving),
+            metrics,
+            max_body_bytes: config.max_body_bytes,
+            request_timeout: Duration::from_millis(config.request_timeout_ms),
+            draining: AtomicBool::new(false),
+        });
+        let server = Self::listen(&config, public, admin, catalog, lock).await?;
+        tokio::spawn(async move { serving.preload().await });
+        Ok(server)
+    }
+
+    async fn listen(
+        config: &Config,
+        public: Arc<Public>,
+        admin: Arc<Admin>,
+        catalog: Arc<Catalog>,
+        lock: File,
+    ) -> Result<Self, Error> {
+        let (stop, stopped) = watch::channel(false);
+        let listener = |socket, max_connections| Listener {
+            socket,
+            max_connections,
+            header_timeout: Duration::from_millis(config.header_timeout_ms),
+            drain_timeout: Duration::from_millis(config.drain_timeout_ms),
+        };
+        let (socket, admin_socket) = (bind(config.listen).await?, bind(config.admin_listen).await?);
+        let local = |socket: &tokio::net::TcpListener| {
+            socket.local_addr().map_err(|error| Error::internal(format!("a socket has no address: {error}")))
+        };
+        let (address, admin_address) = (local(&socket)?, local(&admin_socket)?);
+        let handler = Arc::clone(&public);
+        let handle = service_fn(move |request| Arc::clone(&handler).handle(request));
+        let admin_routes = TowerToHyperService::new(modelhost_admin::router(admin));
+        let listeners = vec![
+            tokio::spawn(listener(socket, config.max_connections).serve(handle, stopped.clone())),
+            tokio::spawn(listener(admin_socket, ADMIN_CONNECTIONS).serve(admin_routes, stopped)),
+        ];
+        Ok(Self { address, admin_address, public, catalog, stop, listeners, _lock: lock })
+    }
+
+    /// Where predictions are asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where operators work.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Stops: no longer ready, no new connections, requests finish within the drain timeout, then the catalogue closes.
+    pub async fn stop(self) {
+        self.public.draining.store(true, Ordering::Relaxed);
+        self.stop.send_replace(true);
+        for listener in self.listeners {
+            if let Err(error) = listener.await {
+                tracing::error!(%error, "a listener ended badly");
+            }
+        }
+        self.catalog.close().await;
+    }
+}
+
+/// Makes the folder and makes sure that this process alone uses it.
+fn lock_data_dir(dir: &Path) -> Result<File, Error> {
+    let open = || -> std::io::Result<File> {
+        fs::create_dir_all(dir)?;
+        File::options().create(true).truncate(false).write(true).open(dir.join("lock"))
+    };
+    let file = open().map_err(|error| Error::internal(format!("data folder {}: {error}", dir.display())))?;
+    file.try_lock().map_err(|error| {
+        Error::new(
+            ErrorCode::Conflict,
+            format!("data folder {} is used by another host: {error}", dir.display()),
+        )
+    })?;
+    Ok(file)
+}
+
+/// Stores `NAME.wasm` of each shipped runtime, so that versions keep the one they were registered with.
+fn store_runtimes(blobs: &Blobs, dir: &Path) -> Result<BTreeMap<String, Digest>, Error> {
+    let mut runtimes = BTreeMap::new();
+    let Ok(entries) = fs::read_dir(dir) else {
+        tracing::warn!(dir = %dir.display(), "no folder of shipped runtimes: only packages with a component can be registered");
+        return Ok(runtimes);
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let is_wasm = path.extension().is_some_and(|extension| extension == "wasm");
+        let Some(name) = path.file_stem().and_then(|stem| stem.to_str()).filter(|_| is_wasm) else {
+            continue;
+        };
+        let content = fs::read(&path)
+            .map_err(|error| Error::internal(format!("runtime {}: {error}", path.display())))?;
+        runtimes.insert(name.to_owned(), blobs.put(&content)?);
+    }
+    Ok(runtimes)
+}
+
+fn comparisons(metrics: Arc<Metrics>) -> Box<modelhost_admin::CountComparisons> {
+    Box::new(move |model: &ModelName, served: ModelVersion, challenger: ModelVersion| {
+        metrics.comparisons(model, served, challenger).to_vec()
+    })
+}
