@@ -1,0 +1,35 @@
+//! The `modelhost` binary: `serve` runs a host, everything else talks to one.
+//!
+//! Exit codes: 0 done, 2 wrong use (also clap's), 3 the host refused, 4 the host cannot be reached, 1 anything else.
+
+#![allow(clippy::print_stdout, reason = "its output is what a command is for")]
+
+mod admin;
+mod args;
+mod bench;
+mod client;
+mod output;
+mod package;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::client::Failure;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    let result = match args.command {
+        args::Command::Serve(options) => serve::run(&options),
+        args::Command::Bench(options) => bench::run(&options, args.output),
+        command => admin::run(command, args.admin, args.output),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("modelhost: {error:#}");
+            error.downcast_ref::<Failure>().map_or(ExitCode::FAILURE, Failure::exit_code)
+        }
+    }
+}

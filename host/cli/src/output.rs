@@ -1,0 +1,51 @@
+//! Tables for people, JSON for programs.
+
+use anyhow::Result;
+use comfy_table::{Table, presets};
+use jiff::Timestamp;
+use modelhost_admin::wire;
+use serde::Serialize;
+
+use crate::args::Output;
+
+/// Prints `value` as JSON, or as the table that `table` makes of it.
+pub(crate) fn print<T: Serialize>(output: Output, value: &T, table: impl FnOnce(&T) -> String) -> Result<()> {
+    match output {
+        Output::Json => println!("{}", serde_json::to_string(value)?),
+        Output::Table => println!("{}", table(value)),
+    }
+    Ok(())
+}
+
+/// A plain table.
+pub(crate) fn table<const N: usize>(
+    header: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    table.add_rows(rows);
+    table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+/// `v6 90%, v7 10%; challenged by v8; sticky by header:x-user`.
+pub(crate) fn policy(policy: Option<&wire::Policy>) -> String {
+    let Some(policy) = policy else { return "nothing promoted".to_owned() };
+    let shares: Vec<_> =
+        policy.shares.iter().map(|share| format!("v{} {}%", share.version, share.percent)).collect();
+    let mut text = shares.join(", ");
+    if !policy.challengers.is_empty() {
+        let challengers: Vec<_> = policy.challengers.iter().map(|version| format!("v{version}")).collect();
+        text.push_str(&format!("; challenged by {}", challengers.join(", ")));
+    }
+    if let Some(sticky) = &policy.sticky {
+        text.push_str(&format!("; sticky by {sticky}"));
+    }
+    text
+}
+
+/// `2026-11-21 10:00:00` (UTC).
+pub(crate) fn time(at_ms: i64) -> String {
+    Timestamp::from_millisecond(at_ms)
+        .map_or_else(|_| at_ms.to_string(), |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string())
+}
