@@ -13,7 +13,8 @@ impl Model for Linear {
     fn load(config: &Config) -> Result<(Self, Signature), Error> {
         let names = artifact_names();
         let name = config.parameter("model").or(names.first().map(String::as_str));
-        let name = name.ok_or_else(|| Error::Model("no artifact: the linear runtime reads one JSON file".into()))?;
+        let name =
+            name.ok_or_else(|| Error::Model("no artifact: the linear runtime reads one JSON file".into()))?;
         let model = Self::parse(&artifact(name)?).map_err(|why| Error::Model(format!("{name}: {why}")))?;
         let signature = model.signature(config)?;
         Ok((model, signature))

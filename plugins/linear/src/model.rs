@@ -89,11 +89,16 @@ impl Linear {
         };
         if scores != expected || file.intercepts.len() != expected || expected == 0 {
             let intercepts = file.intercepts.len();
-            return Err(format!("{expected} scores expected, {scores} coefficient rows and {intercepts} intercepts came"));
+            return Err(format!(
+                "{expected} scores expected, {scores} coefficient rows and {intercepts} intercepts came"
+            ));
         }
         let width: usize = file.columns.iter().map(FileColumn::width).sum();
         if let Some(row) = file.coefficients.iter().find(|row| row.len() != width) {
-            return Err(format!("the columns expand to {width} features, a coefficient row has {}", row.len()));
+            return Err(format!(
+                "the columns expand to {width} features, a coefficient row has {}",
+                row.len()
+            ));
         }
         Ok(Self::assemble(file))
     }
@@ -117,10 +122,14 @@ impl Linear {
                 }
                 FileColumn::Categorical { name, categories, drop, ignore_unknown } => {
                     let zero = vec![0.0; intercepts.len()];
-                    let feature = |category: usize| category - usize::from(drop.is_some_and(|drop| drop < category));
-                    let weights = (0..categories.len())
-                        .map(|category| if drop == Some(category) { zero.clone() } else { weights(feature(category)) })
-                        .collect();
+                    let feature =
+                        |category: usize| category - usize::from(drop.is_some_and(|drop| drop < category));
+                    let weights =
+                        (0..categories.len())
+                            .map(|category| {
+                                if drop == Some(category) { zero.clone() } else { weights(feature(category)) }
+                            })
+                            .collect();
                     let kind = ColumnKind::Categorical(categories);
                     columns.push(Column { kind, missing: ignore_unknown, ..Column::numeric(&name) });
                     terms.push(Term::Categorical { weights, ignore_unknown });
@@ -137,12 +146,16 @@ impl Linear {
         let mut columns = self.columns.clone();
         if !config.columns.is_empty() && config.columns.len() != columns.len() {
             let (described, known) = (config.columns.len(), columns.len());
-            return Err(Error::Model(format!("the manifest describes {described} features, the model has {known}")));
+            return Err(Error::Model(format!(
+                "the manifest describes {described} features, the model has {known}"
+            )));
         }
         for (column, described) in columns.iter_mut().zip(&config.columns) {
             if column.name != described.name {
                 let (known, described) = (&column.name, &described.name);
-                return Err(Error::Model(format!("the manifest's feature {described:?} is {known:?} in the model")));
+                return Err(Error::Model(format!(
+                    "the manifest's feature {described:?} is {known:?} in the model"
+                )));
             }
             column.description.clone_from(&described.description);
             column.unit.clone_from(&described.unit);
@@ -150,7 +163,8 @@ impl Linear {
             column.maximum = described.maximum;
         }
         let inputs = vec![TensorSpec::new("input", Datatype::Fp32, &[]).with_columns(columns)];
-        let shape: &[i64] = if self.task == Task::Multiclass { &[-1, self.intercepts.len() as i64] } else { &[-1] };
+        let shape: &[i64] =
+            if self.task == Task::Multiclass { &[-1, self.intercepts.len() as i64] } else { &[-1] };
         Ok(Signature { inputs, outputs: vec![TensorSpec::new(self.output(), Datatype::Fp32, shape)] })
     }
 
@@ -178,7 +192,8 @@ impl Linear {
             scores.copy_from_slice(&self.intercepts);
             for ((term, column), value) in self.terms.iter().zip(&self.columns).zip(row) {
                 let at = || format!("row {number}, column {:?}", column.name);
-                add(term, *value, &mut scores).map_err(|why| Error::InvalidInput(format!("{}: {why}", at())))?;
+                add(term, *value, &mut scores)
+                    .map_err(|why| Error::InvalidInput(format!("{}: {why}", at())))?;
             }
             self.finish(&mut scores);
             answers.extend(scores.iter().map(|score| *score as f32));
@@ -210,7 +225,12 @@ fn add(term: &Term, value: f32, scores: &mut [f64]) -> Result<(), String> {
         Term::Categorical { weights, .. } => {
             let index = (value >= 0.0 && value.fract() == 0.0).then_some(value as usize);
             let category = index.and_then(|index| weights.get(index));
-            (category.ok_or_else(|| format!("{value} is not the index of one of {} categories", weights.len()))?, 1.0)
+            (
+                category.ok_or_else(|| {
+                    format!("{value} is not the index of one of {} categories", weights.len())
+                })?,
+                1.0,
+            )
         }
     };
     scores.iter_mut().zip(weights).for_each(|(score, weight)| *score += weight * value);
