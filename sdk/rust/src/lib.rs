@@ -62,7 +62,9 @@ macro_rules! export {
     ($model:ty) => {
         #[allow(unsafe_code, reason = "the component's exports are raw functions")]
         const _: () = {
-            use $crate::bindings::exports::modelhost::inference::model::{Guest, LoadConfig, Request, Response};
+            use $crate::bindings::exports::modelhost::inference::model::{
+                Guest, LoadConfig, Request, Response,
+            };
 
             std::thread_local! {
                 static MODEL: std::cell::OnceCell<$model> = const { std::cell::OnceCell::new() };
@@ -89,7 +91,7 @@ macro_rules! export {
                 }
             }
 
-            $crate::bindings::export_component!(Component with_types_in $crate::bindings);
+    $crate::bindings::export_component!(Component with_types_in $crate::bindings);
         };
     };
 }

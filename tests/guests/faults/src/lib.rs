@@ -22,7 +22,10 @@ impl Model for Faults {
             "load-spins" => spin(),
             "load-missing-artifact" => drop(artifact("nowhere.bin")?),
             "load-bad-signature" => {
-                return Ok((Self { fault, calls: Cell::new(0) }, Signature { inputs: vec![], outputs: vec![] }));
+                return Ok((
+                    Self { fault, calls: Cell::new(0) },
+                    Signature { inputs: vec![], outputs: vec![] },
+                ));
             }
             _ => {}
         }

@@ -1,0 +1,60 @@
+//! Builds the host and its guests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::guest_target;
+use crate::sh::{cargo, run, target_dir};
+
+/// Guest packages and the name of the component that each becomes.
+const GUESTS: [(&str, &str); 4] = [
+    ("modelhost-plugin-gbdt", "runtimes/gbdt.wasm"),
+    ("modelhost-plugin-linear", "runtimes/linear.wasm"),
+    ("example-custom-model", "examples/custom-model.wasm"),
+    ("guest-faults", "tests/faults.wasm"),
+];
+
+/// Builds every guest with SIMD; returns the folder that holds them, `runtimes/` among them.
+pub(crate) fn guests() -> Result<PathBuf> {
+    guest_target::ensure()?;
+    let build_dir = target_dir().join("guests");
+    let mut build = cargo();
+    build
+        .args(["build", "--quiet", "--profile", "guest", "--target", "wasm32-wasip2", "--target-dir"])
+        .arg(&build_dir);
+    for (package, _) in GUESTS {
+        build.args(["--package", package]);
+    }
+    run(build.env("CARGO_TARGET_WASM32_WASIP2_RUSTFLAGS", "-C target-feature=+simd128"))?;
+    let components = target_dir().join("components");
+    for (package, component) in GUESTS {
+        let built = format!("{}.wasm", package.replace('-', "_"));
+        place(&build_dir.join("wasm32-wasip2/guest").join(built), &components.join(component))?;
+    }
+    let package = crate::sh::root().join("examples/custom-model/package/model.wasm");
+    place(&components.join("examples/custom-model.wasm"), &package)?;
+    Ok(components)
+}
+
+/// Builds the release binary with the shipped runtimes beside it; returns the binary.
+pub(crate) fn release() -> Result<PathBuf> {
+    let components = guests()?;
+    run(cargo().args(["build", "--release", "--package", "modelhost-cli"]))?;
+    let release = target_dir().join("release");
+    for runtime in ["gbdt.wasm", "linear.wasm"] {
+        place(&components.join("runtimes").join(runtime), &release.join("runtimes").join(runtime))?;
+    }
+    Ok(release.join("modelhost"))
+}
+
+/// Copies, unless it is there already: a newer file would make cargo build what depends on it.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    let content = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+    if fs::read(to).is_ok_and(|existing| existing == content) {
+        return Ok(());
+    }
+    fs::create_dir_all(to.parent().unwrap_or(to))?;
+    fs::write(to, content).with_context(|| format!("writing {}", to.display()))
+}

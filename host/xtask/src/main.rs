@@ -1,0 +1,56 @@
+//! Developer tasks. Each does its own set-up: `cargo xtask demo` and `cargo xtask test` work on a fresh checkout.
+
+#![allow(clippy::print_stdout, reason = "its output is what a task is for")]
+
+mod bench;
+mod build;
+mod demo;
+mod guest_target;
+mod sh;
+mod test;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about)]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build everything, serve the example models, swap them under load, and keep serving.
+    Demo {
+        /// Exit after the tour instead of serving on.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Set up what the tests need and run them all.
+    Test,
+    /// Build the shipped runtimes and example components.
+    Guests,
+    /// Check the rules that the compiler does not: imports, map of crates, file sizes.
+    Tidy,
+    /// Measure functions (criterion) and the server (wrk).
+    Bench {
+        /// Only the server, or only the functions.
+        #[arg(value_enum)]
+        what: Option<bench::What>,
+    },
+    /// What CI runs: fmt, tidy, clippy, doc, deny, test.
+    Ci,
+}
+
+fn main() -> Result<()> {
+    match Args::parse().task {
+        Task::Demo { once } => demo::run(once),
+        Task::Test => test::run_tests(),
+        Task::Guests => build::guests().map(drop),
+        Task::Tidy => tidy::run(),
+        Task::Bench { what } => bench::run(what),
+        Task::Ci => test::ci(),
+    }
+}
