@@ -1,1 +1,300 @@
-//! Integration tests
+//! A host to test against: in this process or as the real binary, in a folder of its own, on free ports.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use modelhost_server::{Config, Server};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use ureq::Agent;
+
+/// The folder of built components. Panics with what to run when there is none.
+pub fn components() -> PathBuf {
+    let dir = std::env::var_os("MODELHOST_COMPONENTS").map(PathBuf::from);
+    dir.expect("MODELHOST_COMPONENTS is not set: run `cargo xtask test`, which builds the components first")
+}
+
+/// The repository's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests is in the root").to_owned()
+}
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: u16,
+    /// `modelhost-version`, if it is there.
+    pub version: Option<u32>,
+    /// Its body; a string when it is not JSON.
+    pub body: Value,
+    /// `retry-after`, if it is there.
+    pub retry_after: Option<String>,
+}
+
+impl Answer {
+    /// The text under `error`, or nothing.
+    pub fn error(&self) -> &str {
+        self.body["error"].as_str().unwrap_or_default()
+    }
+}
+
+/// Calls to one host.
+#[derive(Clone)]
+pub struct Client {
+    agent: Agent,
+    /// `http://…` of the public port.
+    pub url: String,
+    /// `http://…` of the admin port.
+    pub admin: String,
+}
+
+impl Client {
+    fn new(url: String, admin: String) -> Self {
+        let agent = Agent::config_builder().http_status_as_error(false).build().new_agent();
+        Self { agent, url, admin }
+    }
+
+    /// Sends a request with these headers to an absolute URL.
+    pub fn send(
+        &self,
+        method: &str,
+        url: &str,
+        body: &[u8],
+        headers: &[(&str, &str)],
+    ) -> Result<Answer, ureq::Error> {
+        let mut request = ureq::http::Request::builder().method(method).uri(url);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut response = self.agent.run(request.body(body.to_vec()).expect("a valid request"))?;
+        let header = |name: &str| {
+            response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+        };
+        let version = header("modelhost-version").and_then(|text| text.parse().ok());
+        let retry_after = header("retry-after");
+        let status = response.status().as_u16();
+        let text = response.body_mut().with_config().limit(1 << 30).read_to_string()?;
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Ok(Answer { status, version, body, retry_after })
+    }
+
+    /// GET on the public port.
+    pub fn get(&self, path: &str) -> Answer {
+        self.send("GET", &format!("{}{path}", self.url), b"", &[]).expect("an answer")
+    }
+
+    /// POST on the public port.
+    pub fn post(&self, path: &str, body: &Value) -> Answer {
+        self.post_with(path, body, &[])
+    }
+
+    /// POST with headers on the public port.
+    pub fn post_with(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Answer {
+        let body = body.to_string();
+        self.send("POST", &format!("{}{path}", self.url), body.as_bytes(), headers).expect("an answer")
+    }
+
+    /// Any method on the admin port.
+    pub fn admin(&self, method: &str, path: &str, body: &Value) -> Result<Answer, ureq::Error> {
+        self.send(method, &format!("{}/v1{path}", self.admin), body.to_string().as_bytes(), &[])
+    }
+
+    /// A model's operation, e.g. `promote`.
+    pub fn operate(&self, model: &str, operation: &str, body: &Value) -> Answer {
+        self.admin("POST", &format!("/models/{model}/{operation}"), body).expect("an answer")
+    }
+
+    /// Uploads the files and asks for the registration.
+    pub fn try_register(&self, model: &str, package: &Package, promote: bool) -> Result<Answer, ureq::Error> {
+        let mut files = serde_json::Map::new();
+        for (name, content) in &package.files {
+            let digest: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+            let answer = self.send("PUT", &format!("{}/v1/blobs/{digest}", self.admin), content, &[])?;
+            if answer.status != 201 {
+                return Ok(answer);
+            }
+            files.insert(name.clone(), digest.into());
+        }
+        let body = json!({"manifest": package.manifest, "files": files, "promote": promote});
+        self.admin("POST", &format!("/models/{model}/versions"), &body)
+    }
+
+    /// Registers; panics when refused.
+    pub fn register(&self, model: &str, package: &Package, promote: bool) -> u32 {
+        let answer = self.try_register(model, package, promote).expect("an answer");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        u32::try_from(answer.body["version"].as_u64().expect("a version")).expect("a small number")
+    }
+}
+
+/// What an author hands over.
+pub struct Package {
+    /// `model.toml`.
+    pub manifest: String,
+    /// Names and contents.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+impl Package {
+    /// A folder of the repository with its `model.toml` and `model.json`.
+    pub fn folder(path: &str) -> Self {
+        let folder = root().join(path);
+        let manifest = fs::read_to_string(folder.join("model.toml")).expect("model.toml");
+        let model = fs::read(folder.join("model.json")).expect("model.json");
+        Self { manifest, files: vec![("model.json".into(), model)] }
+    }
+
+    /// The guest that misbehaves as `fault` says, with more manifest lines before its parameters.
+    pub fn fault(fault: &str, manifest: &str) -> Self {
+        let component = fs::read(components().join("tests/faults.wasm")).expect("the faults guest");
+        Self {
+            manifest: format!("component = 'faults.wasm'\n{manifest}\n[parameters]\nfault = '{fault}'\n"),
+            files: vec![("faults.wasm".into(), component)],
+        }
+    }
+}
+
+impl Package {
+    /// The same with one more line in its last table, `[parameters]`.
+    pub fn with_parameter(mut self, name: &str, value: &str) -> Self {
+        self.manifest.push_str(&format!("{name} = '{value}'\n"));
+        self
+    }
+}
+
+/// A host in this process.
+pub struct Host {
+    server: Option<Server>,
+    runtime: tokio::runtime::Runtime,
+    /// Calls to it.
+    pub client: Client,
+    data: tempfile::TempDir,
+}
+
+impl Host {
+    /// With the default settings.
+    pub fn start() -> Self {
+        Self::start_with(|_| {})
+    }
+
+    /// With changed settings.
+    pub fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a folder"), change)
+    }
+
+    fn start_in(data: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Self {
+        let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut config = Config {
+            data_dir: data.path().to_owned(),
+            listen: any,
+            admin_listen: any,
+            runtimes_dir: Some(components().join("runtimes")),
+            instances: 100,
+            ..Config::default()
+        };
+        change(&mut config);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let server = runtime.block_on(Server::start(config)).expect("the host starts");
+        let url = format!("http://{}", server.address());
+        let admin = format!("http://{}", server.admin_address());
+        Self { server: Some(server), runtime, client: Client::new(url, admin), data }
+    }
+
+    /// Where its data lies.
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// Stops it in order and starts another over the same data.
+    pub fn restart(mut self, between: impl FnOnce(&Path)) -> Self {
+        if let Some(server) = self.server.take() {
+            self.runtime.block_on(server.stop());
+        }
+        let data = self.data;
+        drop(self.runtime);
+        between(data.path());
+        Self::start_in(data, |_| {})
+    }
+}
+
+/// The real binary, built by `cargo xtask test`.
+pub fn binary() -> PathBuf {
+    std::env::var_os("MODELHOST_BINARY")
+        .map(PathBuf::from)
+        .expect("MODELHOST_BINARY is not set: run `cargo xtask test`")
+}
+
+/// A host as a process, to be killed.
+pub struct Process {
+    /// The running binary.
+    pub child: Child,
+    /// Calls to it.
+    pub client: Client,
+}
+
+impl Process {
+    /// Starts the binary over a data folder and waits until it serves.
+    pub fn start(data: &Path) -> Self {
+        let mut child = Command::new(binary())
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log", "error"])
+            .arg("--data-dir")
+            .arg(data)
+            .arg("--runtimes-dir")
+            .arg(components().join("runtimes"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+        let mut address = |start: &str| {
+            let line = lines.next().expect("a line").expect("text");
+            line.strip_prefix(start)
+                .unwrap_or_else(|| panic!("{line:?} does not start with {start:?}"))
+                .to_owned()
+        };
+        let client = Client::new(address("listening on "), address("admin listening on "));
+        Self { child, client }
+    }
+
+    /// Sends a signal, e.g. `-TERM`.
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        assert!(status.expect("kill starts").success());
+    }
+
+    /// `kill -9`.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it is killed");
+        self.child.wait().expect("it ends");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// `{"inputs": [{"name": "x", …}]}` for the faults guest.
+pub fn x(values: &[f32]) -> Value {
+    json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [values.len()], "data": values}]})
+}
+
+/// The held-out rows of the credit example and a library's own probabilities for them.
+pub fn held_out(library: &str) -> (Value, Vec<f64>) {
+    let read = |name: &str| -> Value {
+        let text = fs::read_to_string(root().join("examples/credit-risk").join(name)).expect(name);
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let expected = read("expected.json")[library]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|p| p.as_f64().expect("a number"))
+        .collect();
+    (read("held-out.json"), expected)
+}

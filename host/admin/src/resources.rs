@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use modelhost_core::artifact::{Artifact, Digest};
-use modelhost_core::deployment::{Model, Package, Version};
+use modelhost_core::deployment::{Limits, Model, Package, Version};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::ports::{Lifecycle, ModelRuntime};
@@ -34,6 +34,8 @@ pub struct Admin {
     pub runtimes: BTreeMap<String, Digest>,
     /// Counts of challengers' comparisons.
     pub comparisons: Box<CountComparisons>,
+    /// What a manifest may ask for at most.
+    pub limits_cap: Limits,
     /// Largest file that can be uploaded.
     pub max_blob_bytes: u64,
 }
@@ -76,7 +78,8 @@ impl Admin {
         };
         let artifacts =
             manifest.artifacts.iter().map(|name| self.file(name, files)).collect::<Result<_, _>>()?;
-        manifest.package(component, artifacts)
+        manifest.check_limits(&self.limits_cap)?;
+        manifest.package(component, artifacts, &self.limits_cap)
     }
 
     fn file(&self, name: &str, files: &BTreeMap<String, String>) -> Result<Artifact, Error> {

@@ -55,6 +55,17 @@ impl Limits {
         artifact_bytes: 1 << 30,
     };
 
+    /// Each bound, or the cap where that is lower.
+    pub fn capped(&self, cap: &Self) -> Self {
+        Self {
+            memory_bytes: self.memory_bytes.min(cap.memory_bytes),
+            deadline: self.deadline.min(cap.deadline),
+            concurrency: self.concurrency.min(cap.concurrency),
+            queue: self.queue.min(cap.queue),
+            artifact_bytes: self.artifact_bytes.min(cap.artifact_bytes),
+        }
+    }
+
     /// Whether each bound is at least 1 and at most the operator's `cap`.
     /// Errors: invalid argument naming the limit, what it asks and what is allowed.
     pub fn check(&self, cap: &Self) -> Result<(), Error> {

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use modelhost_core::deployment::Limits;
 use modelhost_core::error::Error;
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
@@ -17,8 +16,8 @@ pub struct Config {
     pub cache_dir: PathBuf,
     /// Live instances at once, over all versions. About 15,000 fit one process (`vm.max_map_count`).
     pub instances: u32,
-    /// What a version's manifest may ask for at most.
-    pub limits_cap: Limits,
+    /// Most linear memory that any instance can have: the size of a pool slot.
+    pub max_memory_bytes: u64,
     /// Longest run of `load`, per version.
     pub load_deadline: Duration,
     /// Bytes of a released instance's memory that are zeroed rather than unmapped.
@@ -33,13 +32,7 @@ impl Config {
         Self {
             cache_dir,
             instances: 1000,
-            limits_cap: Limits {
-                memory_bytes: 1 << 30,
-                deadline: Duration::from_secs(60),
-                concurrency: 1000,
-                queue: 65_536,
-                artifact_bytes: 16 << 30,
-            },
+            max_memory_bytes: 1 << 30,
             load_deadline: Duration::from_secs(60),
             keep_resident_bytes: 1 << 20,
             pagemap_scan: None,
@@ -73,7 +66,7 @@ fn pool(config: &Config) -> PoolingAllocationConfig {
         .total_tables(count.saturating_mul(2))
         .total_stacks(count)
         .max_unused_warm_slots(count)
-        .max_memory_size(usize::try_from(config.limits_cap.memory_bytes).unwrap_or(usize::MAX))
+        .max_memory_size(usize::try_from(config.max_memory_bytes).unwrap_or(usize::MAX))
         .table_elements(100_000)
         .linear_memory_keep_resident(config.keep_resident_bytes)
         .table_keep_resident(64 << 10)

@@ -154,3 +154,6 @@ pub(crate) async fn read_files(blobs: &dyn BlobStore, package: &Package) -> Resu
     }
     Ok(files)
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,7 +49,6 @@ impl Runtime {
     }
 
     async fn load_package(&self, package: &Package, known: Option<&LoadReport>) -> Result<Loaded, Error> {
-        package.limits.check(&self.config.limits_cap)?;
         if let Some(loaded) = self.find_compiled(package, known)? {
             return Ok(loaded);
         }

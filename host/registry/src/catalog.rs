@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use modelhost_core::artifact::{Artifact, Digest};
-use modelhost_core::deployment::{Isolation, LoadReport, Model, Package, Snapshot, Version};
+use modelhost_core::deployment::{Isolation, Limits, LoadReport, Model, Package, Snapshot, Version};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::routing::Policy;
@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::{Connection, Row, Sqlite, Transaction};
 use tokio::sync::Mutex;
 
 use crate::manifest::Manifest;
@@ -57,8 +57,8 @@ pub struct HistoryEntry {
 }
 
 impl Catalog {
-    /// Opens the database, making it if need be, and reads what it holds. Errors: internal, naming the file.
-    pub async fn open(path: &Path) -> Result<Self, Error> {
+    /// Opens the database, making it if need be, and reads what it holds; `cap` bounds every version's limits. Errors: internal, naming the file.
+    pub async fn open(path: &Path, cap: &Limits) -> Result<Self, Error> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -71,7 +71,7 @@ impl Catalog {
             .run(&pool)
             .await
             .map_err(|error| Error::internal(format!("catalogue {}: {error}", path.display())))?;
-        let snapshot = read_all(&pool).await?;
+        let snapshot = read_all(&pool, cap).await?;
         Ok(Self { pool, writer: Mutex::new(()), latest: RwLock::new(Arc::new(snapshot)) })
     }
 
@@ -101,18 +101,15 @@ impl Catalog {
     ) -> Result<Arc<Version>, Error> {
         let _writer = self.writer.lock().await;
         let latest = self.snapshot();
-        let mut tx = self.begin().await?;
-        let name = registration.model;
-        let (model_id, number) = next_version(&mut tx, name).await?;
-        let version = Arc::new(version_of(
-            name,
-            number,
-            registration.manifest,
-            registration.package,
-            registration.report,
-        )?);
-        insert_version(&mut tx, model_id, &version, registration.manifest).await?;
-        tx.commit().await.map_err(database)?;
+        let Registration { model: name, manifest, package, report } = registration;
+        let insert = async |tx: &mut Transaction<'_, Sqlite>| {
+            let (model_id, number) = next_version(tx, name).await?;
+            let version = version_of(name, number, manifest, package, report)?;
+            insert_version(tx, model_id, &version, manifest).await?;
+            Ok(Arc::new(version))
+        };
+        let version = self.write(insert).await?;
+        let number = version.number;
         self.replace(
             changed(&latest, name, |model| {
                 model.versions.insert(number, Arc::clone(&version));
@@ -139,11 +136,12 @@ impl Catalog {
         let model = find(&latest, name)?;
         let policy = change(&model)?;
         prepare(versions_of(&model, &policy)?).await?;
-        let mut tx = self.begin().await?;
-        let (model_id, current, back) = policy_ids(&mut tx, name).await?;
-        let back = if keep_back { back } else { current };
-        insert_policy(&mut tx, model_id, action, &policy, back).await?;
-        tx.commit().await.map_err(database)?;
+        let insert = async |tx: &mut Transaction<'_, Sqlite>| {
+            let (model_id, current, back) = policy_ids(tx, name).await?;
+            let back = if keep_back { back } else { current };
+            insert_policy(tx, model_id, action, &policy, back).await
+        };
+        self.write(insert).await?;
         self.replace(
             changed(&latest, name, |model| {
                 let old = model.policy.replace(policy.clone());
@@ -171,20 +169,18 @@ impl Catalog {
             || Error::new(ErrorCode::Conflict, format!("model {name} has no earlier policy to roll back to"));
         let policy = model.previous.clone().ok_or_else(nothing)?;
         prepare(versions_of(&model, &policy)?).await?;
-        let mut tx = self.begin().await?;
-        let (model_id, _, back) = policy_ids(&mut tx, name).await?;
-        let before = match back {
-            Some(back) => sqlx::query("SELECT back_id FROM policies WHERE id = ?")
+        let insert = async |tx: &mut Transaction<'_, Sqlite>| {
+            let (model_id, _, back) = policy_ids(tx, name).await?;
+            let back = back.ok_or_else(nothing)?;
+            let row = sqlx::query("SELECT back_id FROM policies WHERE id = ?")
                 .bind(back)
-                .fetch_one(&mut *tx)
-                .await
-                .and_then(|row| row.try_get::<Option<i64>, _>(0))
-                .map_err(database)?,
-            None => return Err(nothing()),
+                .fetch_one(&mut **tx)
+                .await;
+            let before = row.and_then(|row| row.try_get::<Option<i64>, _>(0)).map_err(database)?;
+            insert_policy(tx, model_id, "rollback", &policy, before).await?;
+            read_policy(&mut **tx, before).await
         };
-        insert_policy(&mut tx, model_id, "rollback", &policy, before).await?;
-        let previous = read_policy(&mut *tx, before).await?;
-        tx.commit().await.map_err(database)?;
+        let previous = self.write(insert).await?;
         self.replace(
             changed(&latest, name, |model| {
                 model.policy = Some(policy.clone());
@@ -274,8 +270,24 @@ impl Catalog {
         publish(snapshot);
     }
 
-    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, Error> {
-        self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(database)
+    /// All of `change`, durably, or nothing. A connection that failed is closed: after a full disk, its transaction is
+    /// in a state that SQLite and the driver do not agree on.
+    async fn write<T>(
+        &self,
+        change: impl AsyncFnOnce(&mut Transaction<'_, Sqlite>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut connection = self.pool.acquire().await.map_err(database)?;
+        let result = async {
+            let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(database)?;
+            let value = change(&mut tx).await?;
+            tx.commit().await.map_err(database)?;
+            Ok(value)
+        }
+        .await;
+        if result.is_err() {
+            connection.close_on_drop();
+        }
+        result
     }
 }
 
@@ -458,7 +470,7 @@ fn parse_policy(text: &str) -> Result<Policy, Error> {
     rows::read::<PolicyRow>("policy", text)?.policy()
 }
 
-async fn read_all(pool: &SqlitePool) -> Result<Snapshot, Error> {
+async fn read_all(pool: &SqlitePool, cap: &Limits) -> Result<Snapshot, Error> {
     let mut models: HashMap<i64, Model> = HashMap::new();
     let rows = sqlx::query(
         "SELECT m.id, m.name, p.policy, b.policy FROM models m LEFT JOIN policies p ON p.id = m.policy_id
@@ -473,7 +485,7 @@ async fn read_all(pool: &SqlitePool) -> Result<Snapshot, Error> {
         let model = Model { policy: policy(2)?, previous: policy(3)?, ..empty(name) };
         models.insert(row.try_get(0).map_err(database)?, model);
     }
-    read_versions(pool, &mut models).await?;
+    read_versions(pool, &mut models, cap).await?;
     for row in
         sqlx::query("SELECT model_id, name, number FROM aliases").fetch_all(pool).await.map_err(database)?
     {
@@ -486,7 +498,11 @@ async fn read_all(pool: &SqlitePool) -> Result<Snapshot, Error> {
     Ok(Snapshot { models: by_name.collect() })
 }
 
-async fn read_versions(pool: &SqlitePool, models: &mut HashMap<i64, Model>) -> Result<(), Error> {
+async fn read_versions(
+    pool: &SqlitePool,
+    models: &mut HashMap<i64, Model>,
+    cap: &Limits,
+) -> Result<(), Error> {
     let mut artifacts: HashMap<(i64, u32), Vec<Artifact>> = HashMap::new();
     let query = sqlx::query("SELECT model_id, number, name, digest, bytes FROM artifacts ORDER BY position");
     for row in query.fetch_all(pool).await.map_err(database)? {
@@ -508,7 +524,7 @@ async fn read_versions(pool: &SqlitePool, models: &mut HashMap<i64, Model>) -> R
         let manifest: &str = row.try_get(2).map_err(database)?;
         let component = Digest::parse(row.try_get(3).map_err(database)?)?;
         let files = artifacts.remove(&(model_id, number)).unwrap_or_default();
-        let package = Manifest::parse(manifest)?.package(component, files)?;
+        let package = Manifest::parse(manifest)?.package(component, files, cap)?;
         let signature: SignatureRow = rows::read("signature", row.try_get(4).map_err(database)?)?;
         let isolation = match row.try_get(5).map_err(database)? {
             "request" => Isolation::Request,

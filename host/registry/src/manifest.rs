@@ -144,9 +144,15 @@ impl Manifest {
     }
 
     /// What to load, once the content of component and artifacts is known.
-    /// Errors: invalid argument, on examples or limits that cannot be.
-    pub fn package(&self, component: Digest, artifacts: Vec<Artifact>) -> Result<Package, Error> {
-        let limits = self.limits();
+    /// Its limits are what the manifest asks for, or the defaults, within the operator's `cap`.
+    /// Errors: invalid argument, on examples that cannot be, or artifacts beyond their limit.
+    pub fn package(
+        &self,
+        component: Digest,
+        artifacts: Vec<Artifact>,
+        cap: &Limits,
+    ) -> Result<Package, Error> {
+        let limits = self.limits_or(&Limits::DEFAULT).capped(cap);
         let bytes: u64 = artifacts.iter().map(|artifact| artifact.bytes).sum();
         if bytes > limits.artifact_bytes {
             return Err(Error::invalid(format!(
@@ -169,8 +175,13 @@ impl Manifest {
         })
     }
 
-    fn limits(&self) -> Limits {
-        let (asked, default) = (&self.limits, Limits::DEFAULT);
+    /// Whether the manifest asks for more than the operator allows. Errors: invalid argument, naming the limit.
+    pub fn check_limits(&self, cap: &Limits) -> Result<(), Error> {
+        self.limits_or(cap).check(cap)
+    }
+
+    fn limits_or(&self, default: &Limits) -> Limits {
+        let asked = &self.limits;
         let mib = |asked: Option<u64>, default| asked.map_or(default, |mib| mib.saturating_mul(1 << 20));
         Limits {
             memory_bytes: mib(asked.memory_mib, default.memory_bytes),
@@ -251,7 +262,7 @@ mod tests {
 
     fn check(text: &str, expected: &str) {
         let error = Manifest::parse(text)
-            .and_then(|manifest| manifest.package(Digest::from_bytes([0; 32]), Vec::new()))
+            .and_then(|manifest| manifest.package(Digest::from_bytes([0; 32]), Vec::new(), &Limits::DEFAULT))
             .unwrap_err();
         assert!(error.message.contains(expected), "{error}");
     }
@@ -272,7 +283,7 @@ mod tests {
     #[test]
     fn limits_take_the_manifests_units() {
         let text = "runtime = 'a'\n[limits]\nmemory_mib = 3\ndeadline_ms = 20";
-        let limits = Manifest::parse(text).unwrap().limits();
+        let limits = Manifest::parse(text).unwrap().limits_or(&Limits::DEFAULT);
         assert_eq!((limits.memory_bytes, limits.deadline), (3 << 20, Duration::from_millis(20)));
         assert_eq!(limits.concurrency, Limits::DEFAULT.concurrency);
     }

@@ -127,17 +127,21 @@ impl Config {
         Ok(())
     }
 
+    pub(crate) fn limits_cap(&self) -> Limits {
+        Limits {
+            memory_bytes: self.limits.memory_mib << 20,
+            deadline: Duration::from_millis(self.limits.deadline_ms),
+            concurrency: self.limits.concurrency,
+            queue: self.limits.queue,
+            artifact_bytes: self.limits.artifact_mib << 20,
+        }
+    }
+
     pub(crate) fn engine(&self) -> modelhost_engine::Config {
         modelhost_engine::Config {
             cache_dir: self.data_dir.join("compiled"),
             instances: self.instances,
-            limits_cap: Limits {
-                memory_bytes: self.limits.memory_mib << 20,
-                deadline: Duration::from_millis(self.limits.deadline_ms),
-                concurrency: self.limits.concurrency.min(self.instances),
-                queue: self.limits.queue,
-                artifact_bytes: self.limits.artifact_mib << 20,
-            },
+            max_memory_bytes: self.limits_cap().memory_bytes,
             load_deadline: Duration::from_millis(self.limits.load_deadline_ms),
             keep_resident_bytes: self.keep_resident_bytes,
             pagemap_scan: self.pagemap_scan,

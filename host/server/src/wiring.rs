@@ -49,7 +49,8 @@ impl Server {
         let lock = lock_data_dir(&config.data_dir)?;
         let blobs = Blobs::open(&config.data_dir.join("blobs"))?;
         let runtimes = store_runtimes(&blobs, &config.runtimes_dir())?;
-        let catalog = Arc::new(Catalog::open(&config.data_dir.join("catalogue.db")).await?);
+        let catalog =
+            Arc::new(Catalog::open(&config.data_dir.join("catalogue.db"), &config.limits_cap()).await?);
         let mut keep = catalog.blobs();
         keep.extend(runtimes.values());
         blobs.retain(&keep)?;
@@ -70,6 +71,7 @@ impl Server {
             lifecycle: Arc::clone(&serving) as Arc<dyn Lifecycle>,
             runtimes,
             comparisons: comparisons(Arc::clone(&metrics)),
+            limits_cap: config.limits_cap(),
             max_blob_bytes: config.max_blob_bytes,
         });
         let public = Arc::new(Public {

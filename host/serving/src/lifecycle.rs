@@ -110,7 +110,7 @@ impl Serving {
             .filter(|(routed, slot)| !routed && !Arc::ptr_eq(slot, keep))
             .map(|(_, slot)| slot)
             .collect();
-        idle.sort_by_key(|slot| slot.idle_since_ms());
+        idle.sort_by_key(|slot| slot.last_used());
         for slot in idle.into_iter().take(over) {
             slot.unload();
         }

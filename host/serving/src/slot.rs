@@ -1,7 +1,7 @@
 //! One version's place in memory: loaded on first use, kept until it is unloaded.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -26,10 +26,12 @@ pub(crate) struct Slot {
     /// Held while loading, so that callers who come meanwhile wait for that one load.
     loading: Mutex<Option<LastFailure>>,
     admission: Admission,
-    /// When it was last used, in milliseconds since `epoch`.
-    last_used_ms: AtomicU64,
-    epoch: Instant,
+    /// When it was last used, in microseconds since [`START`].
+    last_used: AtomicU64,
 }
+
+/// One origin for every slot, so that their times compare.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 type Ready = Arc<dyn LoadedModel>;
 
@@ -48,8 +50,7 @@ impl Slot {
             loaded: ArcSwapOption::empty(),
             loading: Mutex::new(None),
             admission: Admission::new(limits.concurrency, limits.queue),
-            last_used_ms: AtomicU64::new(0),
-            epoch: Instant::now(),
+            last_used: AtomicU64::new(0),
         }
     }
 
@@ -61,8 +62,9 @@ impl Slot {
         self.loaded.swap(None).is_some()
     }
 
-    pub(crate) fn idle_since_ms(&self) -> u64 {
-        self.last_used_ms.load(Ordering::Relaxed)
+    /// When it was last used; larger is later.
+    pub(crate) fn last_used(&self) -> u64 {
+        self.last_used.load(Ordering::Relaxed)
     }
 
     /// The loaded version; loads it if need be. Says whether this call loaded it.
@@ -102,8 +104,8 @@ impl Slot {
         role: Role,
     ) -> Result<(Vec<Tensor>, Timing), Error> {
         let start = Instant::now();
-        let since_epoch = start.saturating_duration_since(self.epoch).as_millis();
-        self.last_used_ms.store(u64::try_from(since_epoch).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let since_start = start.saturating_duration_since(*START).as_micros();
+        self.last_used.store(u64::try_from(since_start).unwrap_or(u64::MAX), Ordering::Relaxed);
         let mut admitted = start;
         let result = async {
             let _permit = self.admission.enter(deadline).await?;

@@ -14,7 +14,9 @@ const PYTHON_CLIENTS: [&str; 1] = ["tritonclient[http]==2.73.0"];
 pub(crate) fn run_tests() -> Result<()> {
     let components = build::guests()?;
     let python = python_clients();
+    run(cargo().args(["build", "--package", "modelhost-cli"]))?;
     let mut test = cargo();
+    test.env("MODELHOST_BINARY", target_dir().join("debug/modelhost"));
     test.args(["test", "--workspace", "--exclude", "guest-faults", "--exclude", "example-custom-model"]);
     test.env("MODELHOST_COMPONENTS", components);
     match python {

@@ -1,5 +1,4 @@
 use super::*;
-use modelhost_core::deployment::Limits;
 use modelhost_core::model::Signature;
 
 const MANIFEST: &str = "runtime = 'linear'\ndescription = 'a test'";
@@ -13,12 +12,14 @@ fn version(number: u32) -> ModelVersion {
 }
 
 async fn open(dir: &Path) -> Catalog {
-    Catalog::open(&dir.join("catalogue.db")).await.unwrap()
+    Catalog::open(&dir.join("catalogue.db"), &Limits::DEFAULT).await.unwrap()
 }
 
 async fn register(catalog: &Catalog) -> ModelVersion {
-    let package =
-        Manifest::parse(MANIFEST).unwrap().package(Digest::from_bytes([7; 32]), Vec::new()).unwrap();
+    let package = Manifest::parse(MANIFEST)
+        .unwrap()
+        .package(Digest::from_bytes([7; 32]), Vec::new(), &Limits::DEFAULT)
+        .unwrap();
     assert_eq!(package.limits, Limits::DEFAULT);
     let report =
         LoadReport { signature: Signature::default(), isolation: Isolation::Request, isolation_note: None };

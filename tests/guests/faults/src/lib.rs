@@ -52,8 +52,8 @@ impl Model for Faults {
             "no-output" => return Ok(vec![]),
             "refuse-input" => return Err(Error::InvalidInput("x must be positive".into())),
             "fail" => return Err(Error::Model("its weights are not numbers".into())),
-            // A request's sleep without a clock: work that ends by itself, its length given in millions of steps.
-            "slow" => y.data[0] ^= (busy(x.values::<f32>()?.first().copied().unwrap_or(1.0)) & 0) as u8,
+            // Work that ends by itself, its length given in millions of steps.
+            "slow" => y.data[0] ^= u8::from(busy(x.values::<f32>()?.first().copied().unwrap_or(1.0)) == 0),
             "count" => {
                 self.calls.set(self.calls.get() + 1);
                 let counts = vec![self.calls.get() as f32; x.shape[0] as usize];
@@ -71,10 +71,10 @@ fn spin() -> ! {
     }
 }
 
+/// Needs little of the stack in linear memory, so that the call stack ends first.
 #[expect(unconditional_recursion, reason = "that is the fault")]
 fn recurse(depth: u64) -> u64 {
-    let frame = std::hint::black_box([depth; 64]);
-    recurse(depth + 1) + frame[0]
+    1 + recurse(std::hint::black_box(depth + 1))
 }
 
 fn grow() -> Vec<u8> {
@@ -84,8 +84,10 @@ fn grow() -> Vec<u8> {
     }
 }
 
+/// A sequence that only computing it tells (Knuth's MMIX generator).
 fn busy(millions: f32) -> u64 {
-    (0..(millions * 1e6) as u64).fold(0, |sum, step| std::hint::black_box(sum ^ step))
+    let step = |state: u64, step: u64| state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(step);
+    (0..(millions * 1e6) as u64).fold(1, step)
 }
 
 modelhost_sdk::export!(Faults);

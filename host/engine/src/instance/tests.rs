@@ -1,0 +1,123 @@
+//! Nothing of one request reaches the next, whatever way the pool resets its slots.
+
+use modelhost_core::artifact::Digest;
+use modelhost_core::deployment::{Isolation, Limits};
+use modelhost_core::tensor::{DType, TensorSpec};
+use wasmtime::component::Component;
+use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
+
+use super::*;
+use crate::compile::{self, Config};
+use crate::state;
+
+/// Requests over all settings and threads.
+const REQUESTS: u32 = 1_000_000;
+const THREADS: u32 = 2;
+
+fn secret_component() -> Vec<u8> {
+    let mut module = wat::parse_str(include_str!("secret.wat")).unwrap();
+    let mut resolve = wit_parser::Resolve::default();
+    let (package, _) = resolve.push_dir("../../wit").unwrap();
+    let world = resolve.select_world(&[package], Some("runtime")).unwrap();
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
+    ComponentEncoder::default().module(&module).unwrap().validate(true).encode().unwrap()
+}
+
+fn package() -> Package {
+    Package {
+        component: Digest::from_bytes([0; 32]),
+        artifacts: Vec::new(),
+        parameters: Vec::new(),
+        columns: Vec::new(),
+        capabilities: Vec::new(),
+        isolation: Some(Isolation::Request),
+        limits: Limits::DEFAULT,
+        examples: Vec::new(),
+    }
+}
+
+fn loaded(config: &Config, instances: Instances) -> Loaded {
+    let engine = compile::engine(config).unwrap();
+    let component = Component::from_binary(&engine, &secret_component()).unwrap();
+    let pre = state::linker(&engine).unwrap().instantiate_pre(&component).and_then(RuntimePre::new).unwrap();
+    let leak =
+        TensorSpec { name: "leak".into(), dtype: DType::Uint64, shape: vec![Some(1)], columns: Vec::new() };
+    let signature = Signature { inputs: Vec::new(), outputs: vec![leak] };
+    Loaded {
+        engine,
+        pre,
+        report: LoadReport { signature, isolation: Isolation::Request, isolation_note: None },
+        memory_bytes: 64 << 20,
+        limit: Duration::from_secs(10),
+        instances,
+    }
+}
+
+async fn leak(loaded: &Loaded) -> u64 {
+    let deadline = Deadline::after(Instant::now(), Duration::from_secs(10));
+    let outputs = loaded.infer(&InferRequest::default(), deadline).await.unwrap();
+    u64::from_le_bytes(outputs[0].data()[..].try_into().unwrap())
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+#[test]
+fn a_million_fresh_instances_find_no_secret_whatever_the_reset() {
+    let dir = tempfile::tempdir().unwrap();
+    // (bytes kept resident, pagemap scan)
+    let mut settings = vec![(0, Some(false)), (64 << 10, Some(false)), (4 << 20, Some(false))];
+    if wasmtime::PoolingAllocationConfig::is_pagemap_scan_available() {
+        settings.extend([(0, Some(true)), (64 << 10, Some(true)), (4 << 20, Some(true))]);
+    } else {
+        println!("this kernel has no pagemap scan: its settings are left out");
+    }
+    let each = REQUESTS / u32::try_from(settings.len()).unwrap() / THREADS + 1;
+    for (keep_resident_bytes, pagemap_scan) in settings {
+        // Few slots, so that each is used again at once.
+        let config =
+            Config { instances: 4, keep_resident_bytes, pagemap_scan, ..Config::new(dir.path().to_owned()) };
+        let loaded = loaded(&config, Instances::Fresh);
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    run(async {
+                        for request in 0..each {
+                            let leak = leak(&loaded).await;
+                            assert_eq!(leak, 0, "request {request}, {keep_resident_bytes} {pagemap_scan:?}");
+                        }
+                    });
+                });
+            }
+        });
+    }
+}
+
+/// The guest would find its secret if there were one: the same guest in a warm instance does.
+#[test]
+fn a_warm_instance_finds_what_it_left() {
+    struct NoBlobs;
+    impl BlobStore for NoBlobs {
+        fn read<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
+            Box::pin(async { Err(Error::not_found("no blobs")) })
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let warm = Instances::Warm {
+        idle: Mutex::new(Vec::new()),
+        blobs: Arc::new(NoBlobs),
+        package: Box::new(package()),
+        load_limit: Duration::from_secs(1),
+    };
+    let loaded = loaded(&Config { instances: 4, ..Config::new(dir.path().to_owned()) }, warm);
+    run(async {
+        let store = State::store(&loaded.engine, loaded.memory_bytes, Instant::now() + loaded.limit, None);
+        let instance = Instance::start(&loaded.pre, store, loaded.limit).await.unwrap();
+        if let Instances::Warm { idle, .. } = &loaded.instances {
+            idle.lock().unwrap().push(instance);
+        }
+        assert_eq!(leak(&loaded).await, 0);
+        assert_ne!(leak(&loaded).await, 0);
+    });
+}

@@ -1,0 +1,120 @@
+//! The real binary: forms that scripts rely on, exit codes, an orderly end.
+
+use std::process::{Command, Output};
+
+use modelhost_tests::{Package, Process, binary, root, x};
+use serde_json::Value;
+
+fn modelhost(process: &Process, args: &[&str]) -> Output {
+    let mut command = Command::new(binary());
+    command.env("MODELHOST_ADMIN", &process.client.admin).env("MODELHOST_URL", &process.client.url);
+    command.current_dir(root()).args(args).output().unwrap()
+}
+
+fn ok(process: &Process, args: &[&str]) -> String {
+    let output = modelhost(process, args);
+    assert!(output.status.success(), "{args:?} {output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn json(process: &Process, args: &[&str]) -> Value {
+    serde_json::from_str(&ok(process, &[args, &["--output", "json"]].concat())).unwrap()
+}
+
+#[test]
+fn a_session_with_every_command() {
+    let data = tempfile::tempdir().unwrap();
+    let host = Process::start(data.path());
+    assert_eq!(ok(&host, &["register", "bank/credit", "examples/credit-risk/logistic", "--promote"]), "1");
+    let registered = json(&host, &["register", "bank/credit", "examples/credit-risk/xgboost"]);
+    assert_eq!((&registered["model"], &registered["version"]), (&"bank/credit".into(), &2.into()));
+    assert_eq!(registered["digest"].as_str().unwrap().len(), 64);
+    assert_eq!(ok(&host, &["promote", "bank/credit", "v2"]), "v2 100%");
+    assert_eq!(ok(&host, &["rollback", "bank/credit"]), "v1 100%");
+    assert_eq!(
+        ok(&host, &["split", "bank/credit", "1=90", "2=10", "--sticky", "header:X-User-Id"]),
+        "v1 90%, v2 10%; sticky by header:x-user-id"
+    );
+    assert_eq!(ok(&host, &["promote", "bank/credit", "1"]), "v1 100%");
+    assert_eq!(ok(&host, &["challenge", "bank/credit", "2"]), "v1 100%; challenged by v2");
+    assert_eq!(ok(&host, &["challenge", "bank/credit", "--none"]), "v1 100%");
+    assert_eq!(json(&host, &["alias", "bank/credit", "stable", "2"]), serde_json::json!({"stable": 2}));
+    let actions: Vec<_> = json(&host, &["history", "bank/credit"])
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["action"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        actions,
+        [
+            "challenge --none",
+            "challenge 2",
+            "promote 1",
+            "split 1=90 2=10",
+            "rollback",
+            "promote 2",
+            "promote 1"
+        ]
+    );
+    assert_eq!(json(&host, &["list", "prefixes"]), serde_json::json!([{"prefix": "bank", "models": 1}]));
+    assert_eq!(json(&host, &["list", "models", "bank"])[0]["versions"], 2);
+    assert_eq!(
+        json(&host, &["list", "versions", "bank/credit"])[1]["aliases"],
+        serde_json::json!(["stable"])
+    );
+    assert!(ok(&host, &["show", "bank/credit"]).contains("logistic regression"));
+    let rows = "examples/credit-risk/held-out.json";
+    let predictions = json(&host, &["predict", "bank/credit", rows, "--version", "stable"]);
+    assert_eq!(predictions["version"], 2);
+    assert_eq!(predictions["predictions"].as_array().unwrap().len(), 334);
+    let report = json(&host, &["bench", "bank/credit", rows, "-c", "4", "-n", "200"]);
+    assert_eq!((&report["requests"], &report["failures"]), (&200.into(), &0.into()));
+    assert_eq!(ok(&host, &["unload", "bank/credit", "2"]), "unloaded");
+    assert_eq!(ok(&host, &["unload", "bank/credit", "2"]), "was not loaded");
+}
+
+#[test]
+fn exit_codes_tell_caller_refusal_and_absence_apart() {
+    let data = tempfile::tempdir().unwrap();
+    let host = Process::start(data.path());
+    let broken = tempfile::tempdir().unwrap();
+    std::fs::write(broken.path().join("model.toml"), "runtime = 'linear'\nartifacts = ['m.json']").unwrap();
+    std::fs::write(broken.path().join("m.json"), "{}").unwrap();
+    let broken = broken.path().to_str().unwrap();
+    for (args, code, text) in [
+        (vec!["promote", "nope/nope", "1"], 2, "model nope/nope is not registered"),
+        (vec!["promote", "nope", "1"], 2, "not of the form prefix/name"),
+        (vec!["promote", "a/b", "x"], 2, "a version is a number"),
+        (vec!["register", "a/b", "/nowhere"], 2, "model.toml"),
+        (vec!["register", "a/b", broken], 3, "m.json: missing field `format`"),
+        (vec!["serve", "--admin-listen", "0.0.0.0:0", "--data-dir", broken], 2, "--admin-allow-remote"),
+        (vec!["list", "--admin", "http://127.0.0.1:1"], 4, "no host answers at http://127.0.0.1:1"),
+    ] {
+        let output = modelhost(&host, &args);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?} {errors}");
+        assert!(errors.contains(text), "{args:?} {errors}");
+    }
+    let second = Command::new(binary())
+        .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data-dir"])
+        .arg(data.path())
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(3), "{second:?}");
+    assert!(String::from_utf8(second.stderr).unwrap().contains("is used by another host"));
+}
+
+#[test]
+fn sigterm_lets_requests_finish() {
+    let data = tempfile::tempdir().unwrap();
+    let mut host = Process::start(data.path());
+    host.client.register("demo/slow", &Package::fault("slow", "limits = { deadline_ms = 20000 }"), true);
+    let client = host.client.clone();
+    let request = std::thread::spawn(move || client.post("/v2/models/demo/slow/infer", &x(&[700.0])));
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    assert!(!request.is_finished(), "the request must still run when the signal comes: {:?}", request.join());
+    host.signal("-TERM");
+    assert_eq!(request.join().unwrap().status, 200);
+    assert_eq!(host.child.wait().unwrap().code(), Some(0));
+}

@@ -1,0 +1,75 @@
+//! Bounds: beyond them a fast, typed refusal; behind them steady service.
+
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use modelhost_tests::{Host, Package, x};
+
+#[test]
+fn beyond_concurrency_and_queue_the_answer_is_503_at_once() {
+    let host = Host::start();
+    let limits = "limits = { concurrency = 1, queue = 1, deadline_ms = 1000 }";
+    host.client.register("demo/busy", &Package::fault("spin", limits), true);
+    let barrier = Barrier::new(6);
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..6)
+            .map(|_| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    let start = Instant::now();
+                    let answer = host.client.post("/v2/models/demo/busy/infer", &x(&[1.0]));
+                    (answer, start.elapsed())
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let refused: Vec<_> = answers.iter().filter(|(answer, _)| answer.status == 503).collect();
+    assert_eq!(refused.len(), 4, "{answers:?}");
+    for (answer, _) in &refused {
+        assert_eq!(answer.retry_after.as_deref(), Some("1"));
+        assert_eq!(answer.body["code"], "resource_exhausted");
+    }
+    let slowest_refusal = refused.iter().map(|(_, took)| *took).max().unwrap();
+    let first_answer = answers.iter().filter(|(answer, _)| answer.status == 502).map(|(_, took)| *took).min();
+    assert!(slowest_refusal < first_answer.unwrap(), "a refusal waited for an instance");
+}
+
+#[test]
+fn more_instances_than_the_pool_holds_is_a_refusal_not_a_failure() {
+    let host = Host::start_with(|config| config.instances = 2);
+    host.client.register(
+        "demo/busy",
+        &Package::fault("spin", "limits = { concurrency = 2, queue = 0, deadline_ms = 300 }"),
+        true,
+    );
+    host.client.register("demo/other", &Package::fault("echo", "limits = { concurrency = 2 }"), true);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| host.client.post("/v2/models/demo/busy/infer", &x(&[1.0])));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let answer = host.client.post("/v2/models/demo/other/infer", &x(&[1.0]));
+        assert_eq!(answer.status, 503, "{answer:?}");
+    });
+    assert_eq!(host.client.post("/v2/models/demo/other/infer", &x(&[1.0])).status, 200);
+}
+
+/// Guests that spin on every thread still leave it to others once an epoch.
+#[test]
+fn spinning_guests_do_not_stop_others() {
+    let host = Host::start();
+    let limits = "limits = { concurrency = 8, deadline_ms = 2000 }";
+    host.client.register("demo/busy", &Package::fault("spin", limits), true);
+    host.client.register("demo/good", &Package::fault("echo", ""), true);
+    std::thread::scope(|scope| {
+        let spinning: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| host.client.post("/v2/models/demo/busy/infer", &x(&[1.0]))))
+            .collect();
+        std::thread::sleep(Duration::from_millis(100));
+        for _ in 0..20 {
+            assert_eq!(host.client.post("/v2/models/demo/good/infer", &x(&[1.0])).status, 200);
+        }
+        assert!(spinning.iter().all(|thread| !thread.is_finished()), "the others were answered meanwhile");
+    });
+}

@@ -1,0 +1,185 @@
+//! Splits, sticky callers, challengers, aliases, and swaps under load.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use modelhost_tests::{Client, Host, Package, x};
+use serde_json::json;
+
+const INFER: &str = "/v2/models/demo/m/infer";
+
+fn two_versions() -> Host {
+    let host = Host::start();
+    host.client.register("demo/m", &Package::fault("echo", ""), true);
+    host.client.register("demo/m", &Package::fault("echo", "description = 'second'"), false);
+    host
+}
+
+fn version(client: &Client, headers: &[(&str, &str)]) -> u32 {
+    let answer = client.post_with(INFER, &x(&[1.0]), headers);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let version = answer.version.unwrap();
+    assert_eq!(answer.body["model_version"], version.to_string());
+    version
+}
+
+/// The epoch's low bit says which version is promoted; a reader allows both while it changes.
+#[test]
+fn twenty_swaps_under_load_fail_and_misroute_nothing() {
+    let host = two_versions();
+    // Even: settled on version 1 + (epoch / 2) % 2. Odd: changing.
+    let (epoch, stop, answers) = (AtomicU64::new(0), AtomicBool::new(false), AtomicU64::new(0));
+    let settled = |epoch: u64| 1 + u32::try_from(epoch / 2 % 2).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                let client = host.client.clone();
+                while !stop.load(Ordering::Relaxed) {
+                    let before = epoch.load(Ordering::SeqCst);
+                    let came = version(&client, &[]);
+                    let after = epoch.load(Ordering::SeqCst);
+                    let mut allowed = (before / 2..=after.div_ceil(2)).map(|half| settled(half * 2));
+                    assert!(
+                        allowed.any(|version| version == came),
+                        "{came} between epochs {before} and {after}"
+                    );
+                    answers.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for swap in 0..20 {
+            let served = answers.load(Ordering::Relaxed);
+            while answers.load(Ordering::Relaxed) < served + 50 {
+                std::thread::yield_now();
+            }
+            epoch.fetch_add(1, Ordering::SeqCst);
+            let answer = if swap % 2 == 0 {
+                host.client.operate("demo/m", "promote", &json!({"version": 2}))
+            } else {
+                host.client.operate("demo/m", "rollback", &json!({}))
+            };
+            assert_eq!(answer.status, 200, "{answer:?}");
+            epoch.fetch_add(1, Ordering::SeqCst);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_sticky_caller_stays_and_raising_a_split_moves_none_back() {
+    let host = two_versions();
+    let split = |first: u32, second: u32| {
+        let weights = json!([{"version": 1, "weight": first}, {"version": 2, "weight": second}]);
+        let answer =
+            host.client.operate("demo/m", "split", &json!({"weights": weights, "sticky": "header:X-User"}));
+        assert_eq!(answer.status, 200, "{answer:?}");
+    };
+    let ask = || -> HashMap<String, u32> {
+        let users = (0..300).map(|user| format!("user-{user}"));
+        users.map(|user| (user.clone(), version(&host.client, &[("x-user", &user)]))).collect()
+    };
+    split(70, 30);
+    let before = ask();
+    assert_eq!(ask(), before);
+    let second = before.values().filter(|version| **version == 2).count();
+    assert!((50..130).contains(&second), "{second} of 300 at 30 %");
+    split(40, 60);
+    for (user, version) in ask() {
+        assert!(version == 2 || before[&user] == 1, "{user} moved back");
+    }
+}
+
+#[test]
+fn sticky_by_field_reads_parameters() {
+    let host = two_versions();
+    let weights = json!([{"version": 1, "weight": 1}, {"version": 2, "weight": 1}]);
+    host.client.operate("demo/m", "split", &json!({"weights": weights, "sticky": "field:customer"}));
+    let ask = |customer: u32| {
+        let mut request = x(&[1.0]);
+        request["parameters"] = json!({"customer": customer});
+        host.client.post(INFER, &request).version.unwrap()
+    };
+    let versions: Vec<_> = (0..40).map(|customer| (ask(customer), ask(customer))).collect();
+    assert!(versions.iter().all(|(first, second)| first == second));
+    assert!(
+        versions.iter().any(|(version, _)| *version == 1)
+            && versions.iter().any(|(version, _)| *version == 2)
+    );
+}
+
+#[test]
+fn challengers_see_everything_and_change_nothing() {
+    let host = two_versions();
+    let count = host.client.register("demo/m", &Package::fault("count", ""), false);
+    let panic = host.client.register("demo/m", &Package::fault("panic", ""), false);
+    let answer = host.client.operate("demo/m", "challenge", &json!({"challengers": [1, 2, count, panic]}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    for _ in 0..20 {
+        let answer = host.client.post(INFER, &x(&[5.0]));
+        assert_eq!((answer.version, &answer.body["outputs"][0]["data"]), (Some(1), &json!([5.0])));
+    }
+    let outcome = |challenger: u32, outcome: &str| {
+        let detail = host.client.admin("GET", "/models/demo/m", &json!(null)).unwrap().body;
+        let rows = detail["challengers"].as_array().unwrap().clone();
+        let row = rows.iter().find(|row| row["challenger"] == challenger).unwrap();
+        row["outcomes"][outcome].as_u64().unwrap()
+    };
+    let start = std::time::Instant::now();
+    while outcome(panic, "failed") < 20 && start.elapsed().as_secs() < 20 {
+        std::thread::yield_now();
+    }
+    assert_eq!([outcome(2, "equal"), outcome(count, "differs"), outcome(panic, "failed")], [20, 20, 20]);
+    let detail = host.client.admin("GET", "/models/demo/m", &json!(null)).unwrap().body;
+    assert_eq!(detail["policy"]["shares"], json!([{"version": 1, "percent": 100.0}]));
+}
+
+#[test]
+fn aliases_point_at_versions_that_load() {
+    let host = two_versions();
+    let set = |alias: &str, version: u32| {
+        host.client
+            .admin("PUT", &format!("/models/demo/m/aliases/{alias}"), &json!({"version": version}))
+            .unwrap()
+    };
+    assert_eq!(set("stable", 2).body, json!({"stable": 2}));
+    assert_eq!(host.client.post("/v2/models/demo/m/versions/stable/infer", &x(&[1.0])).version, Some(2));
+    assert_eq!(set("stable", 9).status, 404);
+    assert_eq!(set("v7", 1).status, 400);
+    let removed = host.client.admin("DELETE", "/models/demo/m/aliases/stable", &json!(null)).unwrap();
+    assert_eq!(removed.body, json!({}));
+}
+
+#[test]
+fn an_unloaded_version_comes_back_with_its_next_request() {
+    let host = two_versions();
+    let loaded = |number: usize| {
+        let detail = host.client.admin("GET", "/models/demo/m", &json!(null)).unwrap().body;
+        detail["versions"][number - 1]["loaded"].as_bool().unwrap()
+    };
+    assert!(loaded(1) && !loaded(2), "registered is not loaded");
+    let unload = host.client.operate("demo/m", "versions/1/unload", &json!({}));
+    assert_eq!(unload.body, json!({"unloaded": true}));
+    assert!(!loaded(1));
+    assert_eq!(version(&host.client, &[]), 1);
+    assert!(loaded(1));
+}
+
+#[test]
+fn the_longest_idle_version_makes_room() {
+    let host = Host::start_with(|config| config.loaded_versions = 3);
+    for _ in 0..6 {
+        host.client.register("demo/m", &Package::fault("echo", ""), false);
+    }
+    host.client.operate("demo/m", "promote", &json!({"version": 1}));
+    for number in 1..=6 {
+        assert_eq!(
+            host.client.post(&format!("/v2/models/demo/m/versions/{number}/infer"), &x(&[1.0])).status,
+            200
+        );
+    }
+    let detail = host.client.admin("GET", "/models/demo/m", &json!(null)).unwrap().body;
+    let versions = detail["versions"].as_array().unwrap();
+    let loaded: Vec<_> =
+        versions.iter().filter(|row| row["loaded"] == true).map(|row| &row["version"]).collect();
+    assert_eq!(loaded, [1, 5, 6], "the routed one stays, the latest used stay");
+}
