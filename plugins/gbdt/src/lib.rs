@@ -16,15 +16,15 @@ pub use trees::{Ensemble, Output};
 
 /// Reads a model of any supported format. Errors: what is wrong or not supported, in words.
 pub fn parse(bytes: &[u8]) -> Result<Ensemble, String> {
-    if bytes.starts_with(b"tree\n") || bytes.starts_with(b"tree\r\n") {
-        return lightgbm::parse(bytes);
-    }
-    if bytes.first() == Some(&b'{')
-        && matches!(bytes.get(1), Some(b'L' | b'l' | b'i' | b'U' | b'I' | b'#' | b'$'))
-    {
-        return xgboost::parse_ubjson(bytes);
-    }
-    xgboost::parse_json(bytes)
+    let is_ubjson = matches!(bytes, [b'{', b'L' | b'l' | b'i' | b'U' | b'I' | b'#' | b'$', ..]);
+    let ensemble = if bytes.starts_with(b"tree\n") || bytes.starts_with(b"tree\r\n") {
+        lightgbm::parse(bytes)?
+    } else if is_ubjson {
+        xgboost::parse_ubjson(bytes)?
+    } else {
+        xgboost::parse_json(bytes)?
+    };
+    if ensemble.features() == 0 { Err("the model has no features".into()) } else { Ok(ensemble) }
 }
 
 /// A loaded model and what it answers.
@@ -89,3 +89,6 @@ fn columns(ensemble: &Ensemble, config: &Config) -> Result<Vec<Column>, Error> {
 
 #[cfg(target_family = "wasm")]
 modelhost_sdk::export!(Gbdt);
+
+#[cfg(test)]
+mod tests;

@@ -30,3 +30,6 @@ impl Model for Linear {
 
 #[cfg(target_family = "wasm")]
 modelhost_sdk::export!(Linear);
+
+#[cfg(test)]
+mod tests;

@@ -82,6 +82,7 @@ impl Linear {
         if file.format != FORMAT {
             return Err(format!("format {:?} is not {FORMAT:?}", file.format));
         }
+        file.columns.iter().try_for_each(FileColumn::check)?;
         let scores = file.coefficients.len();
         let expected = match file.task {
             Task::Regression | Task::Binary => 1,
@@ -238,6 +239,18 @@ fn add(term: &Term, value: f32, scores: &mut [f64]) -> Result<(), String> {
 }
 
 impl FileColumn {
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Numeric { name, scale, .. } if *scale == 0.0 || !scale.is_finite() => {
+                Err(format!("column {name:?}: scale {scale}"))
+            }
+            Self::Categorical { name, categories, drop: Some(drop), .. } if *drop >= categories.len() => {
+                Err(format!("column {name:?}: drops category {drop} of {}", categories.len()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Features it expands to.
     fn width(&self) -> usize {
         match self {
