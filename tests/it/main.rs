@@ -1,5 +1,7 @@
 //! The whole host, in process and as the real binary. One binary: each more would link wasmtime again.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests: a panic is their way to fail")]
+
 mod cli;
 mod durability;
 mod faults;

@@ -1,5 +1,12 @@
 //! A host to test against: in this process or as the real binary, in a folder of its own, on free ports.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test harness: a panic is its way to fail"
+)]
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -249,13 +256,14 @@ impl Process {
             .spawn()
             .expect("the binary starts");
         let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
-        let mut address = |start: &str| {
+        let mut address = || {
             let line = lines.next().expect("a line").expect("text");
-            line.strip_prefix(start)
-                .unwrap_or_else(|| panic!("{line:?} does not start with {start:?}"))
-                .to_owned()
+            let rest =
+                line.strip_prefix("listening on ").unwrap_or_else(|| panic!("unexpected line {line:?}"));
+            rest.trim_end_matches(" (admin)").to_owned()
         };
-        let client = Client::new(address("listening on "), address("admin listening on "));
+        let (url, admin) = (address(), address());
+        let client = Client::new(url, admin);
         Self { child, client }
     }
 

@@ -54,6 +54,7 @@ impl Admin {
         let registration = Registration { model: name, manifest: &request.manifest, package, report };
         let version =
             self.catalog.register(registration, |snapshot| self.lifecycle.publish(snapshot)).await?;
+        tracing::info!(model = %name, version = %version.number, digest = %version.digest, "registered");
         if request.promote {
             self.promote(name, version.number).await?;
         }
@@ -138,7 +139,9 @@ impl Admin {
     pub async fn rollback(&self, name: &ModelName) -> Result<wire::Policy, Error> {
         let prepare = async |versions: Vec<Arc<Version>>| self.prepare(versions).await;
         let publish = |snapshot| self.lifecycle.publish(snapshot);
-        self.catalog.rollback(name, prepare, publish).await.map(|policy| policy_wire(&policy))
+        let policy = self.catalog.rollback(name, prepare, publish).await?;
+        tracing::info!(model = %name, action = "rollback", "policy changed");
+        Ok(policy_wire(&policy))
     }
 
     async fn set_policy(
@@ -151,6 +154,7 @@ impl Admin {
         let prepare = async |versions: Vec<Arc<Version>>| self.prepare(versions).await;
         let publish = |snapshot| self.lifecycle.publish(snapshot);
         let policy = self.catalog.set_policy(name, action, keep_back, change, prepare, publish).await?;
+        tracing::info!(model = %name, action, "policy changed");
         Ok(policy_wire(&policy))
     }
 

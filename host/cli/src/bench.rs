@@ -138,7 +138,7 @@ async fn connection(load: Arc<Load>) -> Seen {
     while let Some(number) = load.take() {
         let start = Instant::now();
         let outcome = match ask(&load, &mut sender, number).await {
-            Ok((status, version, _)) if status == 200 => Ok(version),
+            Ok((200, version, _)) => Ok(version),
             Ok((status, _, body)) => Err(format!("HTTP {status}: {}", String::from_utf8_lossy(&body))),
             Err(error) => {
                 sender = None;

@@ -28,7 +28,7 @@ async fn serve(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let server = Server::start(config).await.map_err(|error| failure(&error))?;
     println!("listening on http://{}", server.address());
-    println!("admin listening on http://{}", server.admin_address());
+    println!("listening on http://{} (admin)", server.admin_address());
     std::io::stdout().flush().context("standard output")?;
     tokio::select! {
         _ = terminate.recv() => {}

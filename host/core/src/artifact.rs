@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn digest_text_reads_back() {
-        let digest = Digest::from_bytes(std::array::from_fn(|at| at as u8 * 7));
+        let digest = Digest::from_bytes(std::array::from_fn(|at| u8::try_from(at * 7).unwrap()));
         assert_eq!(Digest::parse(&digest.to_string()), Ok(digest));
         assert_eq!(Digest::parse(&format!("sha256:{digest}")), Ok(digest));
     }

@@ -48,6 +48,26 @@ fn covers(grant: &str, import: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn check(component: &str, granted: &[&str], expected: &str) {
+        let engine = Engine::default();
+        let component = Component::from_binary(&engine, &wat::parse_str(component).unwrap()).unwrap();
+        let granted: Vec<_> = granted.iter().map(|grant| (*grant).to_owned()).collect();
+        let error = verify(&engine, &component, &granted).unwrap_err();
+        assert!(error.message.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn names_the_import_that_nobody_granted() {
+        let secrets = r#"(component (import "acme:vault/secrets@1.0.0" (instance)))"#;
+        check(secrets, &[], "imports \"acme:vault/secrets@1.0.0\", which nobody granted");
+        check(secrets, &["wasi:nn"], "which nobody granted");
+        check(secrets, &["acme:vault"], "does not export \"modelhost:inference/model@0.1.0\"");
+        let tcp = r#"(component (import "wasi:sockets/tcp@0.2.0" (instance)))"#;
+        check(tcp, &[], "imports \"wasi:sockets/tcp@0.2.0\"");
+        let harmless = r#"(component (import "wasi:clocks/monotonic-clock@0.2.0" (instance)))"#;
+        check(harmless, &[], "does not export");
+    }
+
     #[test]
     fn a_grant_covers_its_package_and_interfaces_only() {
         for (grant, import, expected) in [

@@ -90,6 +90,7 @@ impl Serving {
     async fn load(&self, slot: &Arc<Slot>, retry: bool) -> Result<(), Error> {
         let (_, newly) = slot.load(&*self.runtime, retry).await?;
         if newly {
+            tracing::info!(model = %slot.version.model, version = %slot.version.number, "loaded");
             self.make_room(slot);
         }
         Ok(())

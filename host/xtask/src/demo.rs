@@ -76,7 +76,7 @@ impl Host {
         let mut lines = BufReader::new(process.stdout.take().context("its output")?).lines();
         let mut address = || -> Result<String> {
             let line = lines.next().context("the host ended before it served")??;
-            line.split_whitespace().last().map(str::to_owned).context("an address")
+            line.split_whitespace().nth(2).map(str::to_owned).context("an address")
         };
         let (url, admin) = (address()?, address()?);
         println!("\n== serving on {url}, admin on {admin}");

@@ -3,6 +3,8 @@
 //! One FP32 input `input` [-1, n_features] (a categorical value is its index, a missing one NaN). Sums are in f64, as
 //! in scikit-learn; answers are FP32.
 
+#![allow(clippy::cast_possible_truncation, reason = "its numbers are f32 by contract")]
+
 mod model;
 
 use modelhost_sdk::{Config, Error, Model, Request, Signature, Tensor, artifact, artifact_names};

@@ -214,6 +214,7 @@ impl Tensor {
     pub fn from_bytes_elements(name: &str, shape: &[u64], elements: &[&[u8]]) -> Self {
         let mut data = Vec::new();
         for element in elements {
+            #[expect(clippy::cast_possible_truncation, reason = "a guest's memory ends below 4 GiB")]
             data.extend_from_slice(&(element.len() as u32).to_le_bytes());
             data.extend_from_slice(element);
         }

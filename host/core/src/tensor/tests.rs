@@ -38,7 +38,7 @@ fn names_tensor_expected_and_came_on_mismatch() {
     let spec =
         TensorSpec { name: "x".into(), dtype: DType::Fp32, shape: vec![None, Some(4)], columns: Vec::new() };
     let tensor = |dtype: DType, shape: &[u64]| {
-        let bytes = element_count(shape).unwrap() as usize * dtype.size().unwrap();
+        let bytes = usize::try_from(element_count(shape).unwrap()).unwrap() * dtype.size().unwrap();
         Tensor::new("x".into(), dtype, shape.to_vec(), vec![0; bytes].into()).unwrap()
     };
     assert_eq!(spec.check("input", &tensor(DType::Fp32, &[3, 4])), Ok(()));

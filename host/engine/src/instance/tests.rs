@@ -2,6 +2,7 @@
 
 use modelhost_core::artifact::Digest;
 use modelhost_core::deployment::{Isolation, Limits};
+use modelhost_core::ports::ModelRuntime;
 use modelhost_core::tensor::{DType, TensorSpec};
 use wasmtime::component::Component;
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
@@ -120,4 +121,25 @@ fn a_warm_instance_finds_what_it_left() {
         assert_eq!(leak(&loaded).await, 0);
         assert_ne!(leak(&loaded).await, 0);
     });
+}
+
+/// `table.set` is one of the things that a snapshot cannot keep.
+#[test]
+fn insisting_on_fresh_instances_refuses_what_cannot_be_snapshot() {
+    struct Secret;
+    impl BlobStore for Secret {
+        fn read<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
+            Box::pin(async { Ok(secret_component().into()) })
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { instances: 4, ..Config::new(dir.path().to_owned()) };
+    let runtime = crate::Runtime::new(config, Arc::new(Secret)).unwrap();
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let refusal = tokio.block_on(async move {
+        let load = tokio::spawn(async move { runtime.load(&package(), None).await.map(drop) });
+        load.await.unwrap().unwrap_err()
+    });
+    assert!(refusal.message.contains("cannot be snapshot: "), "{refusal}");
+    assert!(refusal.message.contains("table"), "it names the reason: {refusal}");
 }
