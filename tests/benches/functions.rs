@@ -100,12 +100,15 @@ fn calls(criterion: &mut Criterion) {
     }
     group.finish();
     let mut group = criterion.benchmark_group("written");
-    let model = Model::load("tests/faults.wasm", None, Isolation::Request, &[]);
-    for kib in [4, 64, 1024] {
-        // The echo writes the request into the guest, and a copy of it.
-        let values = vec![1.0; kib * 1024 / 4 / 2];
-        let request = floats("x", &[values.len() as u64], &values);
-        group.bench_function(format!("{kib} KiB"), |bencher| bencher.iter(|| model.infer(&request)));
+    for isolation in [Isolation::Instance, Isolation::Request] {
+        let model = Model::load("tests/faults.wasm", None, isolation, &[]);
+        for kib in [4, 64, 1024] {
+            // The echo writes the request into the guest, and a copy of it.
+            let values = vec![1.0; kib * 1024 / 4 / 2];
+            let request = floats("x", &[values.len() as u64], &values);
+            let name = format!("{kib} KiB, {}", isolation.as_str());
+            group.bench_function(name, |bencher| bencher.iter(|| model.infer(&request)));
+        }
     }
     group.finish();
 }

@@ -42,23 +42,47 @@ pub(crate) enum Link {
     SignedSquare,
 }
 
-/// Goes left instead of right when the value is missing.
-const MISSING_LEFT: u32 = 1 << 31;
-/// Needs more than a comparison: see [`Special`].
+/// The node's `bits` say which categories go left.
+const CATEGORY: u32 = 1 << 31;
+/// Needs more than a comparison or 32 categories: see [`Special`].
 const SPECIAL: u32 = 1 << 30;
 const INDEX: u32 = SPECIAL - 1;
 
-/// Trees walked side by side.
-const LANES: usize = 8;
+/// Categories that a node's bits hold.
+const INLINE_CATEGORIES: u32 = 32;
+/// What stands for a value that is none of those, and for a missing one.
+const UNKNOWN: u32 = 32;
+const MISSING: u32 = 33;
 
-/// One node, 12 bytes. A leaf's `left` is itself and its value is its threshold.
+/// Trees walked side by side.
+const LANES: usize = 4;
+
+/// One node, 16 bytes. A leaf's `left` is itself and its value is its threshold.
 #[derive(Debug, Clone, Copy)]
 struct Node {
     /// Feature number, or index into `specials`; and the flags.
     feature: u32,
-    threshold: f32,
     /// The left child; the right one follows it.
     left: u32,
+    /// Bits 0 to 31: the threshold, or which categories go left; 32: whether unknown categories do; 33: whether
+    /// missing values do.
+    bits: u64,
+}
+
+impl Node {
+    fn threshold(self) -> f32 {
+        f32::from_bits(self.bits as u32)
+    }
+}
+
+/// A value as a node's bits are asked for it: its category, [`UNKNOWN`] or [`MISSING`].
+fn category_of(value: f32) -> u32 {
+    match value {
+        _ if value.is_nan() => MISSING,
+        // XGBoost and LightGBM both cut off the fraction, and -0.5 with it.
+        _ if value > -1.0 && value < INLINE_CATEGORIES as f32 => value as u32,
+        _ => UNKNOWN,
+    }
 }
 
 /// A node that is not a plain comparison.
@@ -161,7 +185,7 @@ impl Ensemble {
             ));
         }
         let root = self.nodes.len();
-        let empty = Node { feature: 0, threshold: 0.0, left: 0 };
+        let empty = Node { feature: 0, left: 0, bits: 0 };
         self.nodes.push(empty);
         let mut depth = 0;
         // (branch, where its node stands, its level)
@@ -175,20 +199,16 @@ impl Ensemble {
             depth = depth.max(level);
             let branch = branches.get(branch).ok_or("a child does not exist")?;
             let (node, children) = match branch {
-                Branch::Leaf(value) => (Node { feature: 0, threshold: *value as f32, left: at as u32 }, None),
+                Branch::Leaf(value) => {
+                    let bits = u64::from((*value as f32).to_bits());
+                    (Node { feature: 0, left: at as u32, bits }, None)
+                }
                 Branch::Split { feature, threshold, missing_left, left, right } => {
                     self.check_feature(*feature)?;
-                    let flag = if *missing_left { MISSING_LEFT } else { 0 };
-                    (Node { feature: feature | flag, threshold: *threshold, left: 0 }, Some((*left, *right)))
+                    let bits = u64::from(threshold.to_bits()) | u64::from(*missing_left) << MISSING;
+                    (Node { feature: *feature, left: 0, bits }, Some((*left, *right)))
                 }
-                Branch::Special { special, left, right } => {
-                    let (Special::Categories { feature, .. } | Special::ZeroMissing { feature, .. }) =
-                        special;
-                    self.check_feature(*feature)?;
-                    let index = self.specials.len() as u32;
-                    self.specials.push(special.clone());
-                    (Node { feature: index | SPECIAL, threshold: 0.0, left: 0 }, Some((*left, *right)))
-                }
+                Branch::Special { special, left, right } => (self.special(special)?, Some((*left, *right))),
             };
             let pair = self.nodes.len();
             if let Some((left, right)) = children {
@@ -200,6 +220,24 @@ impl Ensemble {
         }
         self.trees.push(Tree { root: root as u32, depth, group: group as u32 });
         Ok(())
+    }
+
+    /// Few categories stand in the node itself; the rest is looked up.
+    fn special(&mut self, special: &Special) -> Result<Node, String> {
+        let (Special::Categories { feature, .. } | Special::ZeroMissing { feature, .. }) = special;
+        self.check_feature(*feature)?;
+        if let Special::Categories { feature, bits, set_goes_left, missing_left } = special
+            && bits.len() <= 1
+        {
+            let set = bits.first().copied().unwrap_or(0);
+            let left = u64::from(if *set_goes_left { set } else { !set });
+            // Without a bit: as the others without one.
+            let bits = left | u64::from(!set_goes_left) << UNKNOWN | u64::from(*missing_left) << MISSING;
+            return Ok(Node { feature: feature | CATEGORY, left: 0, bits });
+        }
+        let index = self.specials.len() as u32;
+        self.specials.push(special.clone());
+        Ok(Node { feature: index | SPECIAL, left: 0, bits: 0 })
     }
 
     fn check_feature(&self, feature: u32) -> Result<(), String> {
@@ -214,23 +252,25 @@ impl Ensemble {
         let groups = self.groups();
         let mut answers = Vec::with_capacity(values.len() / self.features.max(1) * groups);
         let mut sums = vec![0.0; groups];
+        let mut categories = vec![0; self.features];
         for row in values.chunks_exact(self.features) {
             sums.copy_from_slice(&self.base);
-            self.add_trees(row, &mut sums);
+            categories.iter_mut().zip(row).for_each(|(category, value)| *category = category_of(*value));
+            self.add_trees(row, &categories, &mut sums);
             self.finish(&mut sums);
             answers.extend(sums.iter().map(|sum| *sum as f32));
         }
         answers
     }
 
-    fn add_trees(&self, row: &[f32], sums: &mut [f64]) {
+    fn add_trees(&self, row: &[f32], categories: &[u32], sums: &mut [f64]) {
         let mut groups_of_trees = self.trees.chunks_exact(LANES);
         for trees in &mut groups_of_trees {
             let mut at: [u32; LANES] = std::array::from_fn(|lane| trees[lane].root);
             let depth = trees.iter().map(|tree| tree.depth).max().unwrap_or(0);
             for _ in 0..depth {
                 for at in &mut at {
-                    *at = self.step(*at, row);
+                    *at = self.step(*at, row, categories);
                 }
             }
             for (at, tree) in at.iter().zip(trees) {
@@ -238,28 +278,30 @@ impl Ensemble {
             }
         }
         for tree in groups_of_trees.remainder() {
-            let at = (0..tree.depth).fold(tree.root, |at, _| self.step(at, row));
+            let at = (0..tree.depth).fold(tree.root, |at, _| self.step(at, row, categories));
             self.add(tree, at, sums);
         }
     }
 
     #[inline(always)]
     fn add(&self, tree: &Tree, leaf: u32, sums: &mut [f64]) {
-        let value = self.nodes[leaf as usize].threshold;
+        let value = self.nodes[leaf as usize].threshold();
         let sum = &mut sums[tree.group as usize];
         *sum = if self.single_precision { f64::from(*sum as f32 + value) } else { *sum + f64::from(value) };
     }
 
     /// One step down; a leaf stays where it is.
     #[inline(always)]
-    fn step(&self, at: u32, row: &[f32]) -> u32 {
+    fn step(&self, at: u32, row: &[f32], categories: &[u32]) -> u32 {
         let node = self.nodes[at as usize];
         if node.feature & SPECIAL != 0 {
             return node.left + u32::from(!self.special_goes_left(node.feature & INDEX, row));
         }
-        let value = row[(node.feature & INDEX) as usize];
-        let missing_left = node.feature & MISSING_LEFT != 0;
-        let left = (value < node.threshold) | (value.is_nan() & missing_left);
+        let feature = (node.feature & INDEX) as usize;
+        let category = categories[feature];
+        let by_category = node.bits >> category & 1 == 1;
+        let by_value = (row[feature] < node.threshold()) | (by_category & (category == MISSING));
+        let left = if node.feature & CATEGORY != 0 { by_category } else { by_value };
         // A leaf leads to itself whatever the comparison says.
         node.left + u32::from(!left & (node.left != at))
     }
