@@ -1,7 +1,7 @@
 //! Runs model versions as sandboxed WebAssembly components. No wasmtime type leaves this crate.
 //!
-//! The life of a version: [`verify`] its imports, [`compile`] it, [`load`] it once in a scratch instance and snapshot
-//! its memory, then answer every request in a fresh instance of that snapshot ([`instance`]). The [`cache`] keeps compiled
+//! The life of a version: `verify` its imports, `compile` it, `load` it once in a scratch instance and snapshot
+//! its memory, then answer every request in a fresh instance of that snapshot (`instance`). The `cache` keeps compiled
 //! code on disk, so that a restart compiles nothing.
 
 mod bindings;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use modelhost_core::deployment::{Isolation, LoadReport, Package};
 use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::model::Signature;
 use modelhost_core::ports::{BlobStore, BoxFuture, LoadedModel, ModelRuntime};
 use tokio::sync::Semaphore;
 use wasmtime::component::{Component, Linker};
@@ -21,6 +22,9 @@ use crate::{examples, fault, state, verify};
 
 /// Compiling uses every core: one version at a time leaves the others to the requests.
 const COMPILING_AT_ONCE: usize = 1;
+
+/// For reading a loaded instance's memory out.
+const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Turns packages into answering versions: the engine's [`ModelRuntime`].
 pub struct Runtime {
@@ -100,14 +104,9 @@ impl Runtime {
         let component = tokio::task::block_in_place(|| {
             self.cache.get_or_make(&self.engine, key, || compile::precompile(&self.engine, &instrumented))
         })?;
-        verify::verify(&self.engine, &component, &package.capabilities)?;
-
-        let limit = self.config.load_deadline;
-        let pre = self.link(&component)?;
-        let store =
-            State::store(&self.engine, package.limits.memory_bytes, Instant::now() + limit, Some(files));
-        let (mut instance, raw) = start_with_raw(&pre, store, limit).await?;
-        let signature = instance.load(package, limit).await.map_err(|error| in_step("load", error))?;
+        let Scratch { mut instance, raw, signature } = self.run_load(package, &component, files).await?;
+        // Reading the memory out calls into the component too, and must not end at the load's deadline.
+        State::renew(&mut instance.store, Instant::now() + SNAPSHOT_DEADLINE);
         let mut access = WasmtimeWizerComponent { store: &mut instance.store, instance: raw };
         let snapshot = wizer
             .snapshot_component(&context, &mut access)
@@ -135,21 +134,32 @@ impl Runtime {
         let component = tokio::task::block_in_place(|| {
             self.cache.get_or_make(&self.engine, key, || compile::precompile(&self.engine, wasm))
         })?;
-        verify::verify(&self.engine, &component, &package.capabilities)?;
-        let limit = self.config.load_deadline;
-        let pre = self.link(&component)?;
-        let store =
-            State::store(&self.engine, package.limits.memory_bytes, Instant::now() + limit, Some(files));
-        let mut instance = Instance::start(&pre, store, limit).await?;
-        let signature = instance.load(package, limit).await.map_err(|error| in_step("load", error))?;
+        let Scratch { instance, signature, .. } = self.run_load(package, &component, files).await?;
         let report = LoadReport { signature, isolation: Isolation::Instance, isolation_note: note };
         let instances = Instances::Warm {
             idle: Mutex::new(vec![instance]),
             blobs: Arc::clone(&self.blobs),
             package: Box::new(package.clone()),
-            load_limit: limit,
+            load_limit: self.config.load_deadline,
         };
         self.loaded(package, &component, report, instances)
+    }
+
+    /// Verifies, then runs `load` in a scratch instance.
+    async fn run_load(
+        &self,
+        package: &Package,
+        component: &Component,
+        files: Files,
+    ) -> Result<Scratch, Error> {
+        verify::verify(&self.engine, component, &package.capabilities)?;
+        let limit = self.config.load_deadline;
+        let pre = self.link(component)?;
+        let store =
+            State::store(&self.engine, package.limits.memory_bytes, Instant::now() + limit, Some(files));
+        let (mut instance, raw) = start_with_raw(&pre, store, limit).await?;
+        let signature = instance.load(package, limit).await.map_err(|error| in_step("load", error))?;
+        Ok(Scratch { instance, raw, signature })
     }
 
     fn loaded(
@@ -203,6 +213,13 @@ impl ModelRuntime for Runtime {
             Ok(loaded as Arc<dyn LoadedModel>)
         })
     }
+}
+
+/// An instance whose `load` has run.
+struct Scratch {
+    instance: Instance,
+    raw: wasmtime::component::Instance,
+    signature: Signature,
 }
 
 /// Why there is no snapshot.

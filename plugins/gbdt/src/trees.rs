@@ -9,11 +9,11 @@
 /// What the model answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
-    /// P(class 1), [rows].
+    /// P(class 1), shape `[rows]`.
     Probability,
-    /// P(class), [rows, classes].
+    /// P(class), shape `[rows, classes]`.
     Probabilities,
-    /// A number, [rows].
+    /// A number, shape `[rows]`.
     Prediction,
 }
 
@@ -247,7 +247,7 @@ impl Ensemble {
         Err(format!("a tree splits on feature {feature}, there are {}", self.features))
     }
 
-    /// Answers for row-major `values` [rows, features]: [rows], or [rows, groups].
+    /// Answers for row-major `values` `[rows, features]`: `[rows]`, or `[rows, groups]`.
     pub fn predict(&self, values: &[f32]) -> Vec<f32> {
         let groups = self.groups();
         let mut answers = Vec::with_capacity(values.len() / self.features.max(1) * groups);

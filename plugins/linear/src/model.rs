@@ -183,7 +183,7 @@ impl Linear {
         if self.task == Task::Multiclass { vec![rows, self.intercepts.len() as u64] } else { vec![rows] }
     }
 
-    /// Answers for row-major `values` [rows, columns]: [rows], or [rows, classes].
+    /// Answers for row-major `values` `[rows, columns]`: `[rows]`, or `[rows, classes]`.
     /// Errors: invalid input, naming row and column of a value that is missing or no category.
     pub fn predict(&self, values: &[f32]) -> Result<Vec<f32>, Error> {
         let rows = values.chunks_exact(self.terms.len());
