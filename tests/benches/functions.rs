@@ -3,7 +3,7 @@
 //! - `call/…`: a one-row echo through the engine, warm and in a fresh instance: the price of the boundary and of isolation.
 //! - `written/…`: a fresh instance by the bytes that the request writes.
 //! - `gbdt/…`: the credit example's 100 trees, the same code native and as a component with deadlines on.
-//! - `json/…`: decoding 1,000 x 30 FP32, bytes per second.
+//! - `decode …`: from received bytes to tensors, in every form of the Open Inference Protocol.
 
 #![allow(
     missing_docs,
@@ -17,6 +17,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use modelhost_core::artifact::{Artifact, Digest};
 use modelhost_core::deployment::{Isolation, Limits, Package};
@@ -25,13 +26,16 @@ use modelhost_core::infer::{Deadline, InferRequest};
 use modelhost_core::ports::{BlobStore, BoxFuture, LoadedModel, ModelRuntime};
 use modelhost_core::tensor::{DType, Tensor};
 use modelhost_engine::{Config, Runtime};
+use modelhost_protocol::oip_grpc::pb;
+use modelhost_protocol::{oip_grpc, oip_rest};
 use modelhost_tests::{components, root};
+use prost::Message;
 
 /// Two blobs: the component is 0, the artifact 1.
-struct Files([bytes::Bytes; 2]);
+struct Files([Bytes; 2]);
 
 impl BlobStore for Files {
-    fn read<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
+    fn read<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, Error>> {
         let at = usize::from(*digest != blob(0));
         Box::pin(async move { Ok(self.0[at].clone()) })
     }
@@ -131,20 +135,44 @@ fn gbdt(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn json(criterion: &mut Criterion) {
-    let values: Vec<String> =
-        (0..30_000).map(|at| format!("{:.6}", f64::from(at) * 0.731 - 9000.0)).collect();
-    let body = format!(
-        r#"{{"inputs":[{{"name":"x","shape":[1000,30],"datatype":"FP32","data":[{}]}}]}}"#,
-        values.join(",")
-    );
-    let mut group = criterion.benchmark_group("json");
-    group.throughput(Throughput::Bytes(body.len() as u64));
-    group.bench_function("decode 1000 x 30", |bencher| {
-        bencher.iter(|| modelhost_protocol::oip_rest::decode(body.as_bytes()).unwrap());
+/// A 1,000 x 30 FP32 request in every form, from the received bytes to tensors. `copy` is what memory can do.
+fn decode(criterion: &mut Criterion) {
+    let values: Vec<f32> = (0..30_000_u16).map(|at| f32::from(at) * 0.731 - 9000.0).collect();
+    let raw = Bytes::from_iter(values.iter().flat_map(|value| value.to_le_bytes()));
+    let texts: Vec<String> = values.iter().map(|value| format!("{value:.6}")).collect();
+    let input = r#""name":"x","shape":[1000,30],"datatype":"FP32""#;
+    let json = Bytes::from(format!(r#"{{"inputs":[{{{input},"data":[{}]}}]}}"#, texts.join(",")));
+    let head = format!(r#"{{"inputs":[{{{input},"parameters":{{"binary_data_size":{}}}}}]}}"#, raw.len());
+    let binary = Bytes::from([head.as_bytes(), &raw].concat());
+    let message = |contents, raw_input_contents| pb::ModelInferRequest {
+        inputs: vec![pb::model_infer_request::InferInputTensor {
+            name: "x".into(),
+            datatype: "FP32".into(),
+            shape: vec![1000, 30],
+            contents,
+            ..Default::default()
+        }],
+        raw_input_contents,
+        ..Default::default()
+    };
+    let typed = pb::InferTensorContents { fp32_contents: values, ..Default::default() };
+    let typed = Bytes::from(message(Some(typed), Vec::new()).encode_to_vec());
+    let untyped = Bytes::from(message(None, vec![raw.clone()]).encode_to_vec());
+
+    let mut group = criterion.benchmark_group("decode 1000 x 30");
+    group.throughput(Throughput::Bytes(raw.len() as u64));
+    group.bench_function("copy", |bencher| bencher.iter(|| raw.to_vec()));
+    group.bench_function("binary REST", |bencher| {
+        bencher.iter(|| oip_rest::decode(&binary, head.len()).unwrap());
     });
+    let grpc = |body: &Bytes| oip_grpc::decode(pb::ModelInferRequest::decode(body.clone()).unwrap()).unwrap();
+    group.bench_function("gRPC, raw", |bencher| bencher.iter(|| grpc(&untyped)));
+    group.bench_function("gRPC, typed", |bencher| bencher.iter(|| grpc(&typed)));
+    // Of the text, not of the tensor.
+    group.throughput(Throughput::Bytes(json.len() as u64));
+    group.bench_function("JSON", |bencher| bencher.iter(|| oip_rest::decode(&json, json.len()).unwrap()));
     group.finish();
 }
 
-criterion_group!(benches, calls, gbdt, json);
+criterion_group!(benches, calls, gbdt, decode);
 criterion_main!(benches);

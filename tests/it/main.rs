@@ -1,8 +1,15 @@
 //! The whole host, in process and as the real binary. One binary: each more would link wasmtime again.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests: a panic is their way to fail")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "tests: a panic is their way to fail"
+)]
 
 mod cli;
+mod csv;
 mod durability;
 mod faults;
 mod overload;

@@ -194,6 +194,7 @@ impl IntoResponse for Refusal {
             ErrorCode::InvalidArgument => StatusCode::BAD_REQUEST,
             ErrorCode::NotFound => StatusCode::NOT_FOUND,
             ErrorCode::Conflict => StatusCode::CONFLICT,
+            ErrorCode::UnsupportedFormat => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             // The component or its artifacts do not do what they should: a refusal, not this host's failure.
             ErrorCode::PluginFault | ErrorCode::Unsupported => StatusCode::UNPROCESSABLE_ENTITY,

@@ -145,12 +145,24 @@ pub(crate) struct ServeArgs {
     /// Where predictions are asked for; port 0 takes a free one [default: 127.0.0.1:8080]
     #[arg(long)]
     pub(crate) listen: Option<SocketAddr>,
+    /// Where gRPC is served besides --listen, which serves it too.
+    #[arg(long)]
+    pub(crate) grpc_listen: Option<SocketAddr>,
     /// Where operators work [default: 127.0.0.1:8081]
     #[arg(long)]
     pub(crate) admin_listen: Option<SocketAddr>,
     /// Let --admin-listen be another address than loopback, although nothing guards it.
     #[arg(long)]
     pub(crate) admin_allow_remote: bool,
+    /// Let callers load and unload versions and change log and trace settings over the Open Inference Protocol.
+    #[arg(long)]
+    pub(crate) repository_control: bool,
+    /// Send spans to this OpenTelemetry collector (OTLP over gRPC), e.g. http://localhost:4317
+    #[arg(long)]
+    pub(crate) otlp_endpoint: Option<String>,
+    /// Write no log line per request.
+    #[arg(long)]
+    pub(crate) no_access_log: bool,
     /// A TOML file with these and all other settings.
     #[arg(long)]
     pub(crate) config: Option<PathBuf>,

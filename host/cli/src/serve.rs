@@ -28,6 +28,9 @@ async fn serve(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let server = Server::start(config).await.map_err(|error| failure(&error))?;
     println!("listening on http://{}", server.address());
+    if let Some(address) = server.grpc_address() {
+        println!("listening on http://{address} (gRPC)");
+    }
     println!("listening on http://{} (admin)", server.admin_address());
     std::io::stdout().flush().context("standard output")?;
     tokio::select! {
@@ -46,6 +49,10 @@ fn config(args: &ServeArgs) -> Result<Config, Error> {
     }
     config.listen = args.listen.unwrap_or(config.listen);
     config.admin_listen = args.admin_listen.unwrap_or(config.admin_listen);
+    config.grpc_listen = args.grpc_listen.or(config.grpc_listen);
+    config.repository_control |= args.repository_control;
+    config.otlp_endpoint = args.otlp_endpoint.clone().or(config.otlp_endpoint);
+    config.access_log &= !args.no_access_log;
     config.admin_allow_remote |= args.admin_allow_remote;
     config.runtimes_dir = args.runtimes_dir.clone().or(config.runtimes_dir);
     Ok(config)

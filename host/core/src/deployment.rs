@@ -149,6 +149,13 @@ pub struct Version {
     pub platform: String,
 }
 
+impl Version {
+    /// The format's half of the platform, e.g. `gbdt` of `modelhost_gbdt`.
+    pub fn backend(&self) -> &str {
+        self.platform.split_once('_').map_or(self.platform.as_str(), |(_, format)| format)
+    }
+}
+
 /// One model's versions and who gets its traffic.
 #[derive(Debug, Clone)]
 pub struct Model {

@@ -13,6 +13,8 @@ pub enum ErrorCode {
     Conflict,
     /// The request body or tensor is larger than a configured bound.
     TooLarge,
+    /// The content's type or coding is not one that is read here.
+    UnsupportedFormat,
     /// A bound on queued or running work is reached; a later retry may succeed.
     ResourceExhausted,
     /// The deadline passed before an answer was ready.
@@ -29,11 +31,12 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code, for metrics that start at zero.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::InvalidArgument,
         Self::NotFound,
         Self::Conflict,
         Self::TooLarge,
+        Self::UnsupportedFormat,
         Self::ResourceExhausted,
         Self::DeadlineExceeded,
         Self::Unavailable,
@@ -49,6 +52,7 @@ impl ErrorCode {
             Self::NotFound => "not_found",
             Self::Conflict => "conflict",
             Self::TooLarge => "too_large",
+            Self::UnsupportedFormat => "unsupported_format",
             Self::ResourceExhausted => "resource_exhausted",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::Unavailable => "unavailable",

@@ -60,3 +60,39 @@ pub struct Comparison {
     /// The outcome.
     pub agreement: Agreement,
 }
+
+/// How often something happened and how long it took in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Times.
+    pub count: u64,
+    /// Nanoseconds, all of them together.
+    pub nanos: u64,
+}
+
+/// What a version did as a primary since the host started, in the terms of Triton's statistics extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Statistics {
+    /// Milliseconds since 1970 of the last prediction; 0: never.
+    pub last_inference_ms: u64,
+    /// Rows predicted; those answered from the cache do not count.
+    pub rows: u64,
+    /// Runs; answers from the cache do not count.
+    pub runs: u64,
+    /// Answered predictions: waiting and running.
+    pub success: Tally,
+    /// Failed predictions: waiting and running.
+    pub fail: Tally,
+    /// Waiting for an instance.
+    pub queue: Tally,
+    /// Reading the request.
+    pub decode: Tally,
+    /// Running.
+    pub infer: Tally,
+    /// Writing the response.
+    pub encode: Tally,
+    /// Answers found in the response cache: looking them up.
+    pub cache_hit: Tally,
+    /// Answers not found there: looking them up, running and storing them.
+    pub cache_miss: Tally,
+}

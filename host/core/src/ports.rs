@@ -2,13 +2,15 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::artifact::Digest;
 use crate::deployment::{LoadReport, Package, Snapshot, Version};
 use crate::error::Error;
-use crate::event::{Comparison, Prediction};
+use crate::event::{Comparison, Prediction, Statistics};
 use crate::infer::{Deadline, InferRequest};
 use crate::model::{ModelName, ModelVersion};
 use crate::tensor::Tensor;
@@ -61,6 +63,16 @@ pub trait Recorder: Send + Sync {
     fn prediction(&self, prediction: &Prediction);
     /// This version, as a challenger, saw or should have seen a copy.
     fn comparison(&self, comparison: &Comparison);
+    /// A front-end read a request for it and wrote the response, in this much time.
+    fn codec(&self, decode: Duration, encode: Duration);
+    /// How many requests wait for an instance of it; the admission counts here.
+    fn waiting(&self) -> &AtomicU32;
+    /// Its answer came from the response cache; it waited and ran not at all.
+    fn cache_hit(&self, took: Duration);
+    /// Its answer was not in the response cache: looking it up, running and storing it took this long.
+    fn cache_miss(&self, took: Duration);
+    /// What it did as a primary so far.
+    fn statistics(&self) -> Statistics;
 }
 
 /// Brings versions into memory and out of it.

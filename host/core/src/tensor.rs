@@ -76,6 +76,26 @@ impl DType {
         })
     }
 
+    /// The spelling of Triton's model configuration, e.g. `TYPE_FP32`; BYTES is `TYPE_STRING` there.
+    pub fn config_name(self) -> &'static str {
+        match self {
+            Self::Bool => "TYPE_BOOL",
+            Self::Uint8 => "TYPE_UINT8",
+            Self::Uint16 => "TYPE_UINT16",
+            Self::Uint32 => "TYPE_UINT32",
+            Self::Uint64 => "TYPE_UINT64",
+            Self::Int8 => "TYPE_INT8",
+            Self::Int16 => "TYPE_INT16",
+            Self::Int32 => "TYPE_INT32",
+            Self::Int64 => "TYPE_INT64",
+            Self::Fp16 => "TYPE_FP16",
+            Self::Bf16 => "TYPE_BF16",
+            Self::Fp32 => "TYPE_FP32",
+            Self::Fp64 => "TYPE_FP64",
+            Self::Bytes => "TYPE_STRING",
+        }
+    }
+
     /// Bytes per element; `None` for BYTES, whose elements vary.
     pub fn size(self) -> Option<usize> {
         match self {
@@ -136,6 +156,11 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
+    /// The shape with -1 for dimensions that each request decides.
+    pub fn wire_shape(&self) -> Vec<i64> {
+        self.shape.iter().map(|dim| dim.and_then(|dim| i64::try_from(dim).ok()).unwrap_or(-1)).collect()
+    }
+
     /// Whether `tensor` has this datatype and shape. `role` is `input` or `output`, for the message.
     /// Errors: invalid argument naming the tensor, what was expected and what came.
     pub fn check(&self, role: &str, tensor: &Tensor) -> Result<(), Error> {

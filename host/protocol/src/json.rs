@@ -6,6 +6,10 @@
 use std::borrow::Cow;
 
 use modelhost_core::error::Error;
+use modelhost_core::infer::Parameter;
+
+/// Most parameters of one request or tensor.
+const MAX_PARAMETERS: usize = 1024;
 
 /// Deepest nesting read.
 const MAX_DEPTH: u32 = 64;
@@ -66,6 +70,11 @@ impl<'a> Reader<'a> {
     /// Where the next value starts, to come back to it with [`Self::at`].
     pub(crate) fn position(&mut self) -> usize {
         self.peek();
+        self.at
+    }
+
+    /// Where it stands.
+    pub(crate) fn position_now(&self) -> usize {
         self.at
     }
 
@@ -189,6 +198,36 @@ impl<'a> Reader<'a> {
         found
     }
 
+    /// Reads an object of parameters, whose values are strings, numbers and bools. Errors: invalid argument, naming the parameter.
+    pub(crate) fn parameters(&mut self) -> Result<Vec<(String, Parameter)>> {
+        let mut parameters = Vec::new();
+        self.object(|reader, key| {
+            let value = match reader.peek() {
+                Some(b'"') => Parameter::Text(reader.string()?.into_owned()),
+                Some(b't' | b'f') if reader.word("true") => Parameter::Bool(true),
+                Some(b't' | b'f') if reader.word("false") => Parameter::Bool(false),
+                Some(b'{' | b'[' | b'n') => {
+                    return Err(Error::invalid(format!(
+                        "parameter {key:?} is not a string, a number or a bool"
+                    )));
+                }
+                _ => {
+                    let text = reader.number()?;
+                    let float = || text.parse().map(Parameter::Float);
+                    let number = text.parse().map(Parameter::Int).or_else(|_| float());
+                    number
+                        .map_err(|_| Error::invalid(format!("parameter {key:?}: {text} is not a number")))?
+                }
+            };
+            if parameters.len() == MAX_PARAMETERS {
+                return Err(Error::invalid(format!("parameters: more than {MAX_PARAMETERS}")));
+            }
+            parameters.push((key.into_owned(), value));
+            Ok(())
+        })?;
+        Ok(parameters)
+    }
+
     /// Reads a value of any kind and forgets it.
     pub(crate) fn skip(&mut self) -> Result<()> {
         match self.peek() {
@@ -211,6 +250,11 @@ pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
     } else {
         out.extend_from_slice(serde_json::Value::from(text).to_string().as_bytes());
     }
+}
+
+/// Writes a whole number.
+pub(crate) fn write_int(out: &mut Vec<u8>, value: impl itoa::Integer) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Tensor data between JSON and bytes: nested or flat arrays in, flat arrays out.
 
+use base64::Engine;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::tensor::{DType, Tensor};
 
-use crate::json::{Reader, write_string};
+use crate::json::{Reader, write_int, write_string};
 
 /// Reads a tensor's data into little-endian bytes. `data` is flat and row-major, or nested as deep as `shape`.
 /// Errors: invalid argument naming tensor and element: mixed depth, a length that is not the shape's, a value that the
@@ -28,6 +29,20 @@ pub(crate) fn read(
         Data { name, dtype, shape, bytes: Vec::with_capacity(capacity), leaf_level: None, count: 0 };
     data.array(reader, 0)?;
     Ok(data.bytes)
+}
+
+/// Reads a value nested as deep as the tensor has dimensions; its lengths are the shape. A bare number is a scalar. BYTES may be
+/// `{"b64": "…"}`, FP16 and BF16 are rounded from FP32. Errors: invalid argument naming tensor and element: ragged or mixed depth,
+/// a value that the datatype does not hold.
+pub(crate) fn read_nested(
+    reader: &mut Reader<'_>,
+    name: &str,
+    dtype: DType,
+) -> Result<(Vec<u64>, Vec<u8>), Error> {
+    let mut data = Data { name, dtype, shape: &[], bytes: Vec::new(), leaf_level: None, count: 0 };
+    let mut dims = Vec::new();
+    data.nested(reader, 0, &mut dims)?;
+    Ok((dims.into_iter().map(Option::unwrap_or_default).collect(), data.bytes))
 }
 
 struct Data<'a> {
@@ -60,6 +75,44 @@ impl Data<'_> {
                 level + 1,
                 expected.map_or("none".into(), |expected| expected.to_string()),
             )));
+        }
+        Ok(())
+    }
+
+    fn nested(
+        &mut self,
+        reader: &mut Reader<'_>,
+        level: usize,
+        dims: &mut Vec<Option<u64>>,
+    ) -> Result<(), Error> {
+        let is_leaf = reader.peek() != Some(b'[');
+        if self.leaf_level.is_some_and(|leaf| if is_leaf { leaf != level } else { leaf <= level }) {
+            return Err(self.wrong("is nested deeper or less deep than the elements before it"));
+        }
+        if is_leaf {
+            self.leaf_level = Some(level);
+            self.value(reader)?;
+            self.count += 1;
+            return Ok(());
+        }
+        if dims.len() == level {
+            dims.push(None);
+        }
+        let mut length = 0;
+        reader.array(|reader| {
+            length += 1;
+            self.nested(reader, level + 1, dims)
+        })?;
+        match dims.get_mut(level) {
+            Some(dim @ None) => *dim = Some(length),
+            Some(Some(dim)) if *dim != length => {
+                let dim = *dim;
+                return Err(self.wrong(&format!(
+                    "an array at depth {} has {length} elements, those before it {dim}",
+                    level + 1
+                )));
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -107,6 +160,12 @@ impl Data<'_> {
                 };
                 self.bytes.push(value);
             }
+            DType::Bytes if reader.peek() == Some(b'{') => {
+                let bytes = read_b64(reader).map_err(|error| self.wrong(&error.message))?;
+                let length = u32::try_from(bytes.len()).map_err(|_| self.wrong("longer than 4 GiB"))?;
+                self.bytes.extend_from_slice(&length.to_le_bytes());
+                self.bytes.extend_from_slice(&bytes);
+            }
             DType::Bytes => {
                 let text = reader.string().map_err(|error| self.wrong(&error.message))?;
                 let length = u32::try_from(text.len()).map_err(|_| self.wrong("longer than 4 GiB"))?;
@@ -121,7 +180,14 @@ impl Data<'_> {
             DType::Int16 => self.push::<i16, 2>(reader, i16::to_le_bytes)?,
             DType::Int32 => self.push::<i32, 4>(reader, i32::to_le_bytes)?,
             DType::Int64 => self.push::<i64, 8>(reader, i64::to_le_bytes)?,
-            DType::Fp16 | DType::Bf16 => return Err(self.wrong("no JSON form")),
+            DType::Fp16 => {
+                let value: f32 = self.float(reader)?;
+                self.bytes.extend_from_slice(&half::f16::from_f32(value).to_le_bytes());
+            }
+            DType::Bf16 => {
+                let value: f32 = self.float(reader)?;
+                self.bytes.extend_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+            }
         }
         Ok(())
     }
@@ -150,6 +216,21 @@ impl Data<'_> {
     fn wrong(&self, why: &str) -> Error {
         Error::invalid(format!("tensor {:?}, element {}: {why}", self.name, self.count))
     }
+}
+
+/// `{"b64": "…"}`: bytes that need not be text.
+fn read_b64(reader: &mut Reader<'_>) -> Result<Vec<u8>, Error> {
+    let mut bytes = None;
+    reader.object(|reader, key| {
+        if key != "b64" || bytes.is_some() {
+            return Err(Error::invalid(format!("{key:?} stands where only \"b64\" may, once")));
+        }
+        let text = reader.string()?;
+        let decoded = base64::engine::general_purpose::STANDARD.decode(text.as_bytes());
+        bytes = Some(decoded.map_err(|error| Error::invalid(format!("\"b64\" is not base64: {error}")))?);
+        Ok(())
+    })?;
+    bytes.ok_or_else(|| Error::invalid("an object stands for bytes only with \"b64\" in it"))
 }
 
 /// f32 and f64.
@@ -186,6 +267,84 @@ pub(crate) fn write(out: &mut Vec<u8>, tensor: &Tensor) -> Result<(), Error> {
     write_elements(out, tensor, 0, usize::MAX, "NaN")?;
     out.push(b']');
     Ok(())
+}
+
+/// Writes the part of a tensor below one index of its first dimension, or all of it, nested as deep as it has dimensions.
+/// `b64`: BYTES as `{"b64": "…"}`; those that are not UTF-8 always are. FP16 and BF16 are written as FP32.
+pub(crate) fn write_nested(
+    out: &mut Vec<u8>,
+    tensor: &Tensor,
+    row: Option<usize>,
+    b64: bool,
+) -> Result<(), Error> {
+    let widened = widen(tensor)?;
+    let tensor = widened.as_ref().unwrap_or(tensor);
+    let shape: Vec<usize> = tensor.shape().iter().map(|dim| usize::try_from(*dim).unwrap_or(0)).collect();
+    let (start, shape) = match (row, shape.split_first()) {
+        (Some(row), Some((_, rest))) => (row * rest.iter().product::<usize>(), rest),
+        _ => (0, shape.as_slice()),
+    };
+    let elements: Vec<&[u8]> = tensor.bytes_elements().collect();
+    write_level(out, tensor, &elements, start, shape, b64)
+}
+
+fn write_level(
+    out: &mut Vec<u8>,
+    tensor: &Tensor,
+    elements: &[&[u8]],
+    start: usize,
+    shape: &[usize],
+    b64: bool,
+) -> Result<(), Error> {
+    let Some((length, inner)) = shape.split_first() else {
+        return match elements.get(start) {
+            Some(bytes) => {
+                write_text_or_b64(out, bytes, b64);
+                Ok(())
+            }
+            None => write_elements(out, tensor, start, 1, "NaN"),
+        };
+    };
+    out.push(b'[');
+    if inner.is_empty() && tensor.dtype() != DType::Bytes {
+        write_elements(out, tensor, start, *length, "NaN")?;
+    } else {
+        let width: usize = inner.iter().product();
+        for at in 0..*length {
+            if at > 0 {
+                out.push(b',');
+            }
+            write_level(out, tensor, elements, start + at * width, inner, b64)?;
+        }
+    }
+    out.push(b']');
+    Ok(())
+}
+
+fn write_text_or_b64(out: &mut Vec<u8>, bytes: &[u8], b64: bool) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !b64 => write_string(out, text),
+        _ => {
+            out.extend_from_slice(b"{\"b64\":\"");
+            out.extend_from_slice(base64::engine::general_purpose::STANDARD.encode(bytes).as_bytes());
+            out.extend_from_slice(b"\"}");
+        }
+    }
+}
+
+/// FP16 and BF16 as FP32, which has a JSON form; `None` for every other datatype.
+fn widen(tensor: &Tensor) -> Result<Option<Tensor>, Error> {
+    let (halves, _) = tensor.data().as_chunks::<2>();
+    let data: Vec<u8> = match tensor.dtype() {
+        DType::Fp16 => {
+            halves.iter().flat_map(|half| half::f16::from_le_bytes(*half).to_f32().to_le_bytes()).collect()
+        }
+        DType::Bf16 => {
+            halves.iter().flat_map(|half| half::bf16::from_le_bytes(*half).to_f32().to_le_bytes()).collect()
+        }
+        _ => return Ok(None),
+    };
+    Tensor::new(tensor.name().to_owned(), DType::Fp32, tensor.shape().to_vec(), data.into()).map(Some)
 }
 
 /// Writes `count` elements from `start`, separated by commas. `not_a_number` is what a NaN becomes; with `null` the
@@ -249,10 +408,6 @@ pub(crate) fn write_elements(
         DType::Fp16 | DType::Bf16 => return Err(no_json_form(tensor, "has a datatype without a JSON form")),
     }
     Ok(())
-}
-
-fn write_int(out: &mut Vec<u8>, value: impl itoa::Integer) {
-    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 fn no_json_form(tensor: &Tensor, why: &str) -> Error {

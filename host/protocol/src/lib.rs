@@ -1,10 +1,40 @@
-//! Dialects: one module each, from wire bytes to the one `InferRequest` and back. No sockets, no dialect knows another.
+//! Dialects: wire bytes to and from the one `InferRequest`. No sockets, no dialect knows another.
 
+mod classification;
 mod json;
+mod json_named;
 mod json_tensor;
+mod reply;
+mod table;
+#[cfg(test)]
+mod testing;
+
+pub mod control;
+
+pub mod csv;
+
+pub mod mlflow;
+
+pub mod oip_grpc;
 
 pub mod oip_rest;
 
 pub mod records;
 
 pub mod status;
+
+pub mod tf_serving;
+
+/// The Open Inference Protocol's extensions that work here, over both transports, by Triton's names.
+pub const EXTENSIONS: [&str; 8] = [
+    "classification",
+    "model_repository",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+];
+
+pub use reply::{OutputForm, ReplyForm};

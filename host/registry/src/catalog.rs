@@ -308,11 +308,19 @@ fn versions_of(model: &Model, policy: &Policy) -> Result<Vec<Arc<Version>>, Erro
     policy.versions().into_iter().map(|number| find_version(model, number)).collect()
 }
 
+/// What stands where an alias may stand, in `/models/{prefix}/{name}/…`.
+const AFTER_A_MODEL: [&str; 6] = ["ping", "health", "version", "invocations", "docs", "openapi.json"];
+
 fn check_alias(alias: &str) -> Result<(), Error> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     if alias.is_empty() || alias.len() > 64 || !alias.bytes().all(allowed) {
         return Err(Error::invalid(format!(
             "alias {alias:?} is not 1 to 64 letters, digits, '.', '_' or '-'"
+        )));
+    }
+    if AFTER_A_MODEL.contains(&alias) {
+        return Err(Error::invalid(format!(
+            "alias {alias:?} is reserved: it follows a model's name in a URL"
         )));
     }
     match ModelVersion::parse(alias) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use modelhost_core::deployment::Limits;
 use modelhost_core::error::Error;
+use modelhost_core::model::ModelName;
 use serde::Deserialize;
 
 /// The host's settings, with their defaults. Unknown keys are errors.
@@ -16,14 +17,26 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where predictions are asked for. Port 0: any free one.
     pub listen: SocketAddr,
+    /// Where gRPC is served besides `listen`, which serves it too.
+    pub grpc_listen: Option<SocketAddr>,
     /// Where operators work.
     pub admin_listen: SocketAddr,
     /// Lets `admin_listen` be another address than loopback, although nothing guards it.
     pub admin_allow_remote: bool,
     /// The shipped runtimes' components, `NAME.wasm`. Default: `runtimes` beside the executable.
     pub runtimes_dir: Option<PathBuf>,
-    /// Largest request body.
+    /// Lets callers load and unload versions and change log and trace settings over the Open Inference Protocol.
+    pub repository_control: bool,
+    /// Whether each request writes a line to the log.
+    pub access_log: bool,
+    /// An OpenTelemetry collector's OTLP/gRPC endpoint, e.g. `http://localhost:4317`; spans go there.
+    pub otlp_endpoint: Option<String>,
+    /// Largest request body, before and after decompression.
     pub max_body_bytes: usize,
+    /// Largest CSV file, which passes through in pieces.
+    pub max_stream_bytes: usize,
+    /// The model that answers MLflow's paths at the root, `prefix/name`.
+    pub default_model: Option<String>,
     /// Largest artifact or component that can be uploaded.
     pub max_blob_bytes: u64,
     /// Longest that one request may wait and run together, its body's arrival included.
@@ -84,10 +97,16 @@ impl Default for Config {
         Self {
             data_dir: "./modelhost-data".into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            grpc_listen: None,
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
             admin_allow_remote: false,
             runtimes_dir: None,
+            repository_control: false,
+            access_log: true,
+            otlp_endpoint: None,
             max_body_bytes: 64 << 20,
+            max_stream_bytes: 64 << 30,
+            default_model: None,
             max_blob_bytes: 16 << 30,
             request_timeout_ms: 60_000,
             header_timeout_ms: 10_000,
@@ -125,6 +144,11 @@ impl Config {
             return Err(Error::invalid("instances, max_connections and threads must be at least 1"));
         }
         Ok(())
+    }
+
+    /// Errors: invalid argument, when it is no model's name.
+    pub(crate) fn default_model(&self) -> Result<Option<ModelName>, Error> {
+        self.default_model.as_deref().map(ModelName::parse).transpose()
     }
 
     pub(crate) fn limits_cap(&self) -> Limits {

@@ -1,324 +1,215 @@
 //! The public port: from a path to one call, and its answer back. Translates; decides nothing.
 
+mod answer;
+mod csv;
+mod mlflow;
+mod oip;
+mod route;
+mod settings;
+mod tf_serving;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
+use hyper::http::request::Parts;
+use hyper::{Request, Response};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
-use modelhost_core::model::ModelVersion;
+use modelhost_core::model::ModelName;
 use modelhost_core::routing::StickyKey;
-use modelhost_protocol::{oip_rest, records, status};
-use modelhost_serving::{Failure, Serving, Target};
-use modelhost_telemetry::Metrics;
+use modelhost_protocol::{oip_rest, records};
+use modelhost_serving::{Resolved, Serving, Target};
+use modelhost_telemetry::{Metrics, Traces};
 
-/// The header that names the version that answered.
-const VERSION_HEADER: &str = "modelhost-version";
+pub(crate) use answer::shown;
+use answer::{JSON, body, json, refuse, wrong_method};
+use route::Route;
+
+use crate::body::{Bounds, Coding, ResponseBody, collect, whole};
+use crate::call::Record;
 
 /// What the public port serves from.
 pub(crate) struct Public {
     pub(crate) serving: Arc<Serving>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) default_model: Option<ModelName>,
     pub(crate) max_body_bytes: usize,
+    pub(crate) max_stream_bytes: usize,
     pub(crate) request_timeout: Duration,
+    pub(crate) traces: Traces,
+    pub(crate) access_log: bool,
+    pub(crate) repository_control: bool,
     pub(crate) draining: AtomicBool,
 }
 
-/// Why there is no answer, and which version it was, once that was decided.
-struct Refusal {
-    error: Error,
-    version: Option<ModelVersion>,
-}
+type Answer = Result<Response<ResponseBody>, Error>;
 
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Self { error, version: None }
-    }
-}
-
-impl From<Failure> for Refusal {
-    fn from(failure: Failure) -> Self {
-        Self { error: failure.error, version: Some(failure.version) }
-    }
-}
-
-type Answer = Result<Response<Full<Bytes>>, Refusal>;
-
-/// A path, taken apart.
-#[derive(Debug, PartialEq)]
-enum Route<'a> {
-    Metrics,
-    ServerMetadata,
-    Live,
-    Ready,
-    ModelMetadata(Target<'a>),
-    ModelReady(Target<'a>),
-    Infer(Target<'a>),
-    Records(Target<'a>),
+/// One request.
+struct Call {
+    head: Parts,
+    body: Option<Incoming>,
+    record: Record,
 }
 
 impl Public {
     pub(crate) async fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
-        let (name, answer) = self.dispatch(request).await;
-        let response = answer.unwrap_or_else(|refusal| refuse(&refusal));
-        self.metrics.http_request(name, response.status().as_u16());
+    ) -> Result<Response<ResponseBody>, Infallible> {
+        let (head, body) = request.into_parts();
+        let record = Record::begin(&head.headers, &self.traces);
+        let path = head.uri.path().to_owned();
+        let mut call = Call { head, body: Some(body), record };
+        let (name, answer) = match Route::parse(&path) {
+            Some(route) => (route.name(), self.dispatch(route, &mut call).await),
+            None => ("unknown", Err(Error::not_found(format!("there is nothing at {path}")))),
+        };
+        let response = answer.unwrap_or_else(|error| refuse(&error, &call.record.request_id));
+        let response = finish(response, &call).await;
+        let sent = response.body().size_hint().exact().unwrap_or_default();
+        if !call.record.streams {
+            self.answered(name, response.status().as_u16(), sent, &call.record);
+        }
         Ok(response)
     }
 
-    async fn dispatch(&self, request: Request<Incoming>) -> (&'static str, Answer) {
-        let (head, body) = request.into_parts();
-        let Some(route) = route(head.uri.path()) else {
-            let text = format!("there is nothing at {}", head.uri.path());
-            return ("unknown", Err(Error::not_found(text).into()));
-        };
-        let method = match route {
-            Route::Infer(_) | Route::Records(_) => Method::POST,
-            _ => Method::GET,
-        };
-        if head.method != method {
-            return (route.name(), Ok(wrong_method(&method)));
+    async fn dispatch(self: &Arc<Self>, route: Route<'_>, call: &mut Call) -> Answer {
+        if !route.methods().contains(&call.head.method) {
+            return Ok(wrong_method(route.methods()));
         }
-        let answer = match &route {
-            Route::Metrics => Ok(text(self.metrics.render())),
+        match route {
+            Route::Root => Ok(json(&serde_json::json!({"status": "alive"}))),
+            Route::Metrics => Ok(self.render_metrics()),
             Route::ServerMetadata => Ok(json(&oip_rest::server_metadata(env!("CARGO_PKG_VERSION")))),
             Route::Live => Ok(json(&serde_json::json!({"live": true}))),
             Route::Ready => self.ready(),
-            Route::ModelMetadata(target) => self.model_metadata(*target),
-            Route::ModelReady(target) => self.model_ready(*target),
-            Route::Infer(target) => self.infer(*target, &head.headers, body).await,
-            Route::Records(target) => self.records(*target, &head.headers, body).await,
-        };
-        (route.name(), answer)
+            Route::Models => Ok(self.models()),
+            Route::ModelMetadata(target) => self.model_metadata(target),
+            Route::ModelReady(target) => self.model_ready(target),
+            Route::ModelConfig(target) => self.model_config(target),
+            Route::Statistics(target) => self.statistics(target),
+            Route::Infer(target) => self.infer(target, call).await,
+            Route::Index => self.index(call).await,
+            Route::Load(model) => self.load(model, call).await,
+            Route::Unload(model) => self.unload(model, call).await,
+            Route::TraceSettings(target) => self.trace_settings(target, call).await,
+            Route::LogSettings => self.log_settings(call).await,
+            Route::Model(target) => self.short(target, call).await,
+            Route::V1Predict(target) => self.tf_predict(target, call).await,
+            Route::V1Unsupported(target, verb) => self.tf_unsupported(target, verb),
+            Route::V1Status(target) => self.tf_status(target),
+            Route::V1Metadata(target) => self.tf_metadata(target),
+            Route::Ping(target) => self.ping(self.or_default(target)?),
+            Route::Version => Ok(Self::version()),
+            Route::Invocations(target) => self.invocations(self.or_default(target)?, call).await,
+        }
     }
 
-    fn ready(&self) -> Answer {
+    fn render_metrics(&self) -> Response<ResponseBody> {
+        body("application/openmetrics-text; version=1.0.0; charset=utf-8", self.metrics.render())
+    }
+
+    /// Whether new requests are welcome. Errors: unavailable, while shutting down.
+    pub(crate) fn check_ready(&self) -> Result<(), Error> {
         if self.draining.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorCode::Unavailable, "the host is shutting down").into());
+            return Err(Error::new(ErrorCode::Unavailable, "the host is shutting down"));
         }
-        Ok(json(&serde_json::json!({"ready": true})))
+        Ok(())
     }
 
-    fn model_metadata(&self, target: Target<'_>) -> Answer {
-        let (model, version) = self.serving.describe(target)?;
-        Ok(json(&oip_rest::model_metadata(&model, &version)))
-    }
-
-    fn model_ready(&self, target: Target<'_>) -> Answer {
-        let (model, _) = self.serving.describe(target)?;
-        if target.version.is_none() && model.policy.is_none() {
-            let text = format!("model {} has no promoted version yet", target.model);
-            return Err(Error::new(ErrorCode::Unavailable, text).into());
+    /// The short URL: records or a CSV file, by content type.
+    async fn short(self: &Arc<Self>, target: Target<'_>, call: &mut Call) -> Answer {
+        let kind = call.head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+        if kind.starts_with(b"text/csv") {
+            self.csv(target, call).await
+        } else {
+            self.records(target, call).await
         }
-        Ok(json(&serde_json::json!({"name": target.model, "ready": true})))
     }
 
-    async fn infer(&self, target: Target<'_>, headers: &HeaderMap, body: Incoming) -> Answer {
-        let body = self.collect(body).await?;
-        let mut request = oip_rest::decode(&body)?;
-        let id = request.id.take();
-        let key = |key: &StickyKey| match key {
-            StickyKey::Header(name) => header_key(headers, name),
-            StickyKey::Field(field) => parameter_key(&request, field),
-        };
+    async fn records(&self, target: Target<'_>, call: &mut Call) -> Answer {
+        let body = self.collect(call).await?;
+        let decoding = Instant::now();
+        let (resolved, sticky_field) =
+            self.resolve_by(target, call, |field| records::first_field(&body, field))?;
+        let request = records::decode(&body, resolved.version(), sticky_field.as_deref())?;
+        call.record.decode = decoding.elapsed();
+        let predicted =
+            call.record.predict(&resolved, request, self.request_timeout, records::encode).await?;
+        Ok(answer::body(JSON, predicted))
+    }
+
+    /// Decides who answers, and notes it.
+    pub(crate) fn resolve(
+        &self,
+        target: Target<'_>,
+        record: &mut Record,
+        key: impl FnOnce(&StickyKey) -> Option<Vec<u8>>,
+    ) -> Result<Resolved, Error> {
         let resolved = self.serving.resolve(target, key, fastrand::u64(..))?;
-        let answer = resolved.infer(request, self.request_timeout).await?;
-        let number = resolved.version().number;
-        let body = oip_rest::encode(resolved.version(), id.as_deref(), &answer.outputs)
-            .map_err(|error| Refusal { error, version: Some(number) })?;
-        Ok(prediction(number, body))
+        resolved.version().model.as_str().clone_into(&mut record.model);
+        record.version = Some(resolved.version().number);
+        Ok(resolved)
     }
 
-    async fn records(&self, target: Target<'_>, headers: &HeaderMap, body: Incoming) -> Answer {
-        let body = self.collect(body).await?;
+    /// As [`Self::resolve`], by a header or by a field that `find` finds in the body; returns the field, which may then stand beside the
+    /// columns.
+    fn resolve_by(
+        &self,
+        target: Target<'_>,
+        call: &mut Call,
+        find: impl FnOnce(&str) -> Option<Vec<u8>>,
+    ) -> Result<(Resolved, Option<String>), Error> {
         let mut sticky_field = None;
         let key = |key: &StickyKey| match key {
-            StickyKey::Header(name) => header_key(headers, name),
+            StickyKey::Header(name) => header_key(&call.head.headers, name),
             StickyKey::Field(field) => {
                 sticky_field = Some(field.clone());
-                records::first_field(&body, field)
+                find(field)
             }
         };
-        let resolved = self.serving.resolve(target, key, fastrand::u64(..))?;
-        let number = resolved.version().number;
-        let refused = |error| Refusal { error, version: Some(number) };
-        let request = records::decode(&body, resolved.version(), sticky_field.as_deref()).map_err(refused)?;
-        let answer = resolved.infer(request, self.request_timeout).await?;
-        let body = records::encode(resolved.version(), &answer.outputs).map_err(refused)?;
-        Ok(prediction(number, body))
+        let resolved = self.resolve(target, &mut call.record, key)?;
+        Ok((resolved, sticky_field))
     }
 
-    /// The whole body, within its bounds in bytes and time.
-    async fn collect(&self, body: Incoming) -> Result<Bytes, Error> {
-        let most = self.max_body_bytes;
-        let too_large =
-            || Error::new(ErrorCode::TooLarge, format!("body: larger than the {most} bytes allowed"));
-        if body.size_hint().lower() > most as u64 {
-            return Err(too_large());
-        }
-        match tokio::time::timeout(self.request_timeout, Limited::new(body, most).collect()).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-            Ok(Err(error)) => Err(Error::invalid(format!("body: {error}"))),
-            Err(_) => Err(Error::new(ErrorCode::DeadlineExceeded, "body: it did not arrive in time")),
-        }
+    /// The whole body, decompressed, within its bounds in bytes and time.
+    async fn collect(&self, call: &mut Call) -> Result<Bytes, Error> {
+        let Some(body) = call.body.take() else { return Ok(Bytes::new()) };
+        let bounds = Bounds { most: self.max_body_bytes, time: self.request_timeout };
+        let body = collect(&call.head.headers, body, bounds).await?;
+        call.record.received_bytes = body.len() as u64;
+        Ok(body)
     }
 }
 
-impl Route<'_> {
-    /// The metric label.
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Metrics => "metrics",
-            Self::ServerMetadata => "server_metadata",
-            Self::Live | Self::Ready => "health",
-            Self::ModelMetadata(_) => "model_metadata",
-            Self::ModelReady(_) => "model_ready",
-            Self::Infer(_) => "infer",
-            Self::Records(_) => "records",
-        }
-    }
+/// Puts on what every response carries, and compresses it if the caller wants that.
+async fn finish(mut response: Response<ResponseBody>, call: &Call) -> Response<ResponseBody> {
+    response.headers_mut().extend(call.record.headers());
+    let Some(coding) = Coding::for_response(&call.head.headers) else { return response };
+    let (mut head, body) = response.into_parts();
+    let ResponseBody::Whole(body) = body else { return Response::from_parts(head, body) };
+    let plain =
+        body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_else(|never| match never {});
+    head.headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+    let Some(coded) = coding.compress(&plain).await else { return Response::from_parts(head, whole(plain)) };
+    head.headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.as_str()));
+    head.headers.remove(CONTENT_LENGTH);
+    Response::from_parts(head, whole(coded))
 }
 
-/// Takes a path apart. A model's name is the two segments after `models`; stock clients send its slash unescaped.
-fn route(path: &str) -> Option<Route<'_>> {
-    if let Some(rest) = path.strip_prefix("/v2/models/") {
-        let (model, rest) = split_name(rest)?;
-        let (version, verb) = match rest.strip_prefix("versions/") {
-            Some(rest) => {
-                rest.split_once('/').map_or((Some(rest), ""), |(version, verb)| (Some(version), verb))
-            }
-            None => (None, rest),
-        };
-        let target = Target { model, version };
-        return match verb {
-            "" => Some(Route::ModelMetadata(target)),
-            "ready" => Some(Route::ModelReady(target)),
-            "infer" => Some(Route::Infer(target)),
-            _ => None,
-        };
-    }
-    if let Some(rest) = path.strip_prefix("/models/") {
-        let (model, version) = split_name(rest)?;
-        let version = version.strip_suffix('/').unwrap_or(version);
-        let version = (!version.is_empty()).then_some(version);
-        return (!version.is_some_and(|version| version.contains('/')))
-            .then_some(Route::Records(Target { model, version }));
-    }
-    match path {
-        "/metrics" => Some(Route::Metrics),
-        "/v2" | "/v2/" => Some(Route::ServerMetadata),
-        "/v2/health/live" => Some(Route::Live),
-        "/v2/health/ready" => Some(Route::Ready),
-        _ => None,
-    }
-}
-
-/// `a/b/rest` into `a/b` and `rest`.
-fn split_name(path: &str) -> Option<(&str, &str)> {
-    let slash = path.find('/')?;
-    let name_end = path.get(slash + 1..)?.find('/').map_or(path.len(), |end| slash + 1 + end);
-    let (name, rest) = path.split_at_checked(name_end)?;
-    Some((name, rest.strip_prefix('/').unwrap_or(rest)))
-}
-
-fn header_key(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
+/// The value of a sticky header.
+pub(crate) fn header_key(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
     headers.get(name).map(|value| value.as_bytes().to_vec())
 }
 
-fn parameter_key(request: &InferRequest, field: &str) -> Option<Vec<u8>> {
+/// The value of a sticky request parameter.
+pub(crate) fn parameter_key(request: &InferRequest, field: &str) -> Option<Vec<u8>> {
     let found = request.parameters.iter().find(|(name, _)| name == field);
     found.map(|(_, value)| value.to_string().into_bytes())
-}
-
-fn prediction(version: ModelVersion, body: Vec<u8>) -> Response<Full<Bytes>> {
-    let mut response = json_bytes(body.into());
-    response.headers_mut().insert(VERSION_HEADER, HeaderValue::from(version.get()));
-    response
-}
-
-fn json(value: &serde_json::Value) -> Response<Full<Bytes>> {
-    json_bytes(value.to_string().into())
-}
-
-fn json_bytes(body: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
-fn text(body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    response
-}
-
-fn wrong_method(allowed: &Method) -> Response<Full<Bytes>> {
-    let mut response = json(&serde_json::json!({"error": format!("only {allowed} is answered here")}));
-    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-    if let Ok(value) = HeaderValue::from_str(allowed.as_str()) {
-        response.headers_mut().insert(hyper::header::ALLOW, value);
-    }
-    response
-}
-
-/// The host's own failures are logged, and shown without what is inside.
-fn refuse(refusal: &Refusal) -> Response<Full<Bytes>> {
-    let Refusal { error, version } = refusal;
-    let code = error.code;
-    let body = if code == ErrorCode::Internal {
-        let reference = format!("{:016x}", fastrand::u64(..));
-        tracing::error!(%error, reference, "a request failed");
-        oip_rest::error(&Error::internal(format!(
-            "the host failed; its log has the reason under {reference}"
-        )))
-    } else {
-        oip_rest::error(error)
-    };
-    let mut response = json(&body);
-    *response.status_mut() =
-        StatusCode::from_u16(status::http(code)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    if matches!(code, ErrorCode::ResourceExhausted | ErrorCode::Unavailable) {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    }
-    if let Some(version) = version {
-        response.headers_mut().insert(VERSION_HEADER, HeaderValue::from(version.get()));
-    }
-    response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_name_model_version_and_verb() {
-        let target = |version| Target { model: "a/b", version };
-        for (path, expected) in [
-            ("/v2", Some(Route::ServerMetadata)),
-            ("/v2/models/a/b", Some(Route::ModelMetadata(target(None)))),
-            ("/v2/models/a/b/versions/6", Some(Route::ModelMetadata(target(Some("6"))))),
-            ("/v2/models/a/b/ready", Some(Route::ModelReady(target(None)))),
-            ("/v2/models/a/b/infer", Some(Route::Infer(target(None)))),
-            ("/v2/models/a/b/versions/v6/infer", Some(Route::Infer(target(Some("v6"))))),
-            ("/v2/models/a/b/versions/6/nope", None),
-            ("/v2/models/a", None),
-            ("/models/a/b", Some(Route::Records(target(None)))),
-            ("/models/a/b/", Some(Route::Records(target(None)))),
-            ("/models/a/b/v6/", Some(Route::Records(target(Some("v6"))))),
-            ("/models/a/b/v6/x", None),
-            ("/", None),
-        ] {
-            assert_eq!(route(path), expected, "{path}");
-        }
-    }
 }

@@ -17,6 +17,13 @@ use tokio::sync::{Semaphore, watch};
 /// HTTP/2 streams that one connection may have open.
 const MAX_STREAMS: u32 = 256;
 
+/// Bytes that a client may send ahead on one stream and on one connection: a tensor of 1 MiB without a pause.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// Largest HTTP/2 frame: large tensors in few pieces.
+const MAX_FRAME: u32 = 1 << 20;
+
 /// One listening socket's settings.
 pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
@@ -43,7 +50,7 @@ impl Listener {
         S::Future: Send + 'static,
         B: hyper::body::Body + Send + 'static,
         B::Data: Send,
-        B::Error: std::error::Error + Send + Sync + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let connections = Arc::new(Semaphore::new(self.max_connections));
         let graceful = GracefulShutdown::new();
@@ -65,7 +72,13 @@ impl Listener {
             drop(stream.set_nodelay(true)); // an optimisation; the connection works without
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder.http1().timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
-            builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
+            builder
+                .http2()
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(MAX_STREAMS)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_frame_size(MAX_FRAME);
             let connection = builder.serve_connection(TokioIo::new(stream), service.clone()).into_owned();
             let connection = graceful.watch(connection);
             tokio::spawn(async move {

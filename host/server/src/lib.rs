@@ -1,6 +1,9 @@
 //! Puts the host together: configuration, storage, engine, serving, two listeners, shutdown.
 
+mod body;
+mod call;
 mod config;
+mod grpc;
 mod handlers;
 mod http;
 mod wiring;

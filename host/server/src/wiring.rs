@@ -17,11 +17,12 @@ use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::ports::{BlobStore, Lifecycle, ModelRuntime, Observer};
 use modelhost_registry::{Blobs, Catalog};
 use modelhost_serving::Serving;
-use modelhost_telemetry::Metrics;
+use modelhost_telemetry::{Metrics, Traces};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
+use crate::grpc::Services;
 use crate::handlers::Public;
 use crate::http::{Listener, bind};
 
@@ -31,8 +32,10 @@ const ADMIN_CONNECTIONS: usize = 256;
 /// A running host.
 pub struct Server {
     address: SocketAddr,
+    grpc_address: Option<SocketAddr>,
     admin_address: SocketAddr,
     public: Arc<Public>,
+    grpc: Arc<Services>,
     catalog: Arc<Catalog>,
     stop: watch::Sender<bool>,
     listeners: Vec<JoinHandle<()>>,
@@ -56,6 +59,7 @@ impl Server {
         blobs.retain(&keep)?;
 
         let metrics = Arc::new(Metrics::default());
+        let traces = config.otlp_endpoint.as_deref().map(Traces::export_to).transpose()?.unwrap_or_default();
         let engine: Arc<dyn ModelRuntime> =
             modelhost_engine::Runtime::new(config.engine(), Arc::new(blobs.clone()) as Arc<dyn BlobStore>)?;
         let serving_config =
@@ -77,8 +81,13 @@ impl Server {
         let public = Arc::new(Public {
             serving: Arc::clone(&serving),
             metrics,
+            traces,
+            access_log: config.access_log,
+            default_model: config.default_model()?,
             max_body_bytes: config.max_body_bytes,
+            max_stream_bytes: config.max_stream_bytes,
             request_timeout: Duration::from_millis(config.request_timeout_ms),
+            repository_control: config.repository_control,
             draining: AtomicBool::new(false),
         });
         let server = Self::listen(&config, public, admin, catalog, lock).await?;
@@ -105,19 +114,41 @@ impl Server {
             socket.local_addr().map_err(|error| Error::internal(format!("a socket has no address: {error}")))
         };
         let (address, admin_address) = (local(&socket)?, local(&admin_socket)?);
-        let handler = Arc::clone(&public);
-        let handle = service_fn(move |request| Arc::clone(&handler).handle(request));
+        let grpc = Arc::new(Services::new(&public)?);
+        grpc.set_serving(true).await;
+        let (handler, services) = (Arc::clone(&public), Arc::clone(&grpc));
+        let handle = service_fn(move |request| {
+            let (handler, services) = (Arc::clone(&handler), Arc::clone(&services));
+            async move {
+                if Services::takes(&request) {
+                    services.handle(request).await
+                } else {
+                    handler.handle(request).await
+                }
+            }
+        });
         let admin_routes = TowerToHyperService::new(modelhost_admin::router(admin));
-        let listeners = vec![
-            tokio::spawn(listener(socket, config.max_connections).serve(handle, stopped.clone())),
-            tokio::spawn(listener(admin_socket, ADMIN_CONNECTIONS).serve(admin_routes, stopped)),
-        ];
-        Ok(Self { address, admin_address, public, catalog, stop, listeners, _lock: lock })
+        let mut listeners = Vec::new();
+        let mut grpc_address = None;
+        if let Some(address) = config.grpc_listen {
+            let socket = bind(address).await?;
+            grpc_address = Some(local(&socket)?);
+            let served = listener(socket, config.max_connections).serve(handle.clone(), stopped.clone());
+            listeners.push(tokio::spawn(served));
+        }
+        listeners.push(tokio::spawn(listener(socket, config.max_connections).serve(handle, stopped.clone())));
+        listeners.push(tokio::spawn(listener(admin_socket, ADMIN_CONNECTIONS).serve(admin_routes, stopped)));
+        Ok(Self { address, grpc_address, admin_address, public, grpc, catalog, stop, listeners, _lock: lock })
     }
 
     /// Where predictions are asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where gRPC is served besides [`Self::address`], if it is.
+    pub fn grpc_address(&self) -> Option<SocketAddr> {
+        self.grpc_address
     }
 
     /// Where operators work.
@@ -128,6 +159,7 @@ impl Server {
     /// Stops: no longer ready, no new connections, requests finish within the drain timeout, then the catalogue closes.
     pub async fn stop(self) {
         self.public.draining.store(true, Ordering::Relaxed);
+        self.grpc.set_serving(false).await;
         self.stop.send_replace(true);
         for listener in self.listeners {
             if let Err(error) = listener.await {
@@ -135,6 +167,9 @@ impl Server {
             }
         }
         self.catalog.close().await;
+        let public = self.public;
+        // The last spans go out with blocking I/O; a thread that cannot be had costs only them.
+        drop(tokio::task::spawn_blocking(move || public.traces.flush()).await);
     }
 }
 

@@ -1,21 +1,24 @@
 //! Bounds on what runs and waits. Beyond them the answer is a fast refusal.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::Deadline;
+use modelhost_core::ports::Recorder;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Lets `concurrency` requests run and `queue` wait.
 pub(crate) struct Admission {
     running: Semaphore,
-    waiting: AtomicU32,
+    recorder: Arc<dyn Recorder>,
     queue: u32,
 }
 
 impl Admission {
-    pub(crate) fn new(concurrency: u32, queue: u32) -> Self {
-        Self { running: Semaphore::new(concurrency as usize), waiting: AtomicU32::new(0), queue }
+    /// The recorder holds the count of those that wait.
+    pub(crate) fn new(concurrency: u32, queue: u32, recorder: Arc<dyn Recorder>) -> Self {
+        Self { running: Semaphore::new(concurrency as usize), recorder, queue }
     }
 
     /// Waits for a place; the permit gives it back when dropped.
@@ -36,8 +39,9 @@ impl Admission {
     }
 
     fn queue_up(&self) -> Result<Place<'_>, Error> {
-        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let place = Place(&self.waiting);
+        let waiting = self.recorder.waiting();
+        let before = waiting.fetch_add(1, Ordering::Relaxed);
+        let place = Place(waiting);
         if before < self.queue {
             return Ok(place);
         }
@@ -61,7 +65,26 @@ impl Drop for Place<'_> {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use modelhost_core::event::{Comparison, Prediction, Statistics};
+
     use super::*;
+
+    #[derive(Default)]
+    struct Counts(AtomicU32);
+
+    impl Recorder for Counts {
+        fn prediction(&self, _: &Prediction) {}
+        fn comparison(&self, _: &Comparison) {}
+        fn codec(&self, _: Duration, _: Duration) {}
+        fn waiting(&self) -> &AtomicU32 {
+            &self.0
+        }
+        fn cache_hit(&self, _: Duration) {}
+        fn cache_miss(&self, _: Duration) {}
+        fn statistics(&self) -> Statistics {
+            Statistics::default()
+        }
+    }
 
     fn soon() -> Deadline {
         Deadline::after(Instant::now(), Duration::from_millis(20))
@@ -69,7 +92,7 @@ mod tests {
 
     #[tokio::test]
     async fn refuses_at_once_beyond_the_queue() {
-        let admission = Admission::new(1, 1);
+        let admission = Admission::new(1, 1, Arc::new(Counts::default()));
         let running = admission.enter(soon()).await.unwrap();
         let waiting = admission.enter(Deadline::after(Instant::now(), Duration::from_secs(60)));
         tokio::pin!(waiting);
@@ -78,12 +101,12 @@ mod tests {
         assert_eq!(refused.code, ErrorCode::ResourceExhausted);
         drop(running);
         assert!(waiting.await.is_ok());
-        assert_eq!(admission.waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(admission.recorder.waiting().load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]
     async fn gives_up_at_the_deadline() {
-        let admission = Admission::new(1, 1);
+        let admission = Admission::new(1, 1, Arc::new(Counts::default()));
         let _running = admission.enter(soon()).await.unwrap();
         assert_eq!(admission.enter(soon()).await.unwrap_err().code, ErrorCode::DeadlineExceeded);
     }

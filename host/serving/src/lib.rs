@@ -6,9 +6,11 @@
 mod admission;
 mod lifecycle;
 mod mirror;
+mod repository;
 mod resolve;
 mod slot;
 
 pub use lifecycle::{Config, Serving};
 pub use mirror::compare;
-pub use resolve::{Answer, Failure, Resolved, Target};
+pub use repository::Availability;
+pub use resolve::{Answer, Resolved, Target};

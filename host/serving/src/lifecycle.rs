@@ -53,6 +53,10 @@ impl Route {
         self.slots.get(&number).cloned()
     }
 
+    pub(crate) fn slots(&self) -> impl Iterator<Item = &Arc<Slot>> {
+        self.slots.values()
+    }
+
     /// Whether traffic reaches it, or would after a rollback.
     fn is_routed(&self, number: ModelVersion) -> bool {
         let policies = [&self.model.policy, &self.model.previous];
@@ -87,7 +91,7 @@ impl Serving {
         }
     }
 
-    async fn load(&self, slot: &Arc<Slot>, retry: bool) -> Result<(), Error> {
+    pub(crate) async fn load(&self, slot: &Arc<Slot>, retry: bool) -> Result<(), Error> {
         let (_, newly) = slot.load(&*self.runtime, retry).await?;
         if newly {
             tracing::info!(model = %slot.version.model, version = %slot.version.number, "loaded");

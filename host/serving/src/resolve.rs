@@ -40,15 +40,6 @@ pub struct Answer {
     pub ran: Duration,
 }
 
-/// A prediction that did not come about.
-#[derive(Debug)]
-pub struct Failure {
-    /// Why.
-    pub error: Error,
-    /// The version that was to answer.
-    pub version: ModelVersion,
-}
-
 impl Serving {
     /// Decides who answers. `key` finds the value of the policy's sticky key in the request; `draw` is 64 random bits.
     /// An explicit version bypasses the policy. Errors: not found; unavailable when nothing was promoted yet.
@@ -75,6 +66,16 @@ impl Serving {
         Ok(Resolved { serving: Arc::clone(self), slot, mirrors })
     }
 
+    /// Why a model, or the version that the target names, cannot answer now. Errors: not found.
+    pub fn unavailable(&self, target: Target<'_>) -> Result<Option<String>, Error> {
+        let route = self.route(target.model)?;
+        if target.version.is_none() && route.model.policy.is_none() {
+            return Ok(Some("it has no promoted version yet".to_owned()));
+        }
+        let (_, version) = self.describe(target)?;
+        Ok(route.slot(version.number).and_then(|slot| slot.unavailable()))
+    }
+
     /// What is known of a model, and the version that the target names or the policy's primary.
     /// Errors: not found; unavailable when it names none and nothing was promoted yet.
     pub fn describe(&self, target: Target<'_>) -> Result<(Arc<Model>, Arc<Version>), Error> {
@@ -92,7 +93,7 @@ impl Serving {
         Ok((Arc::clone(&route.model), version))
     }
 
-    fn route(&self, model: &str) -> Result<Arc<Route>, Error> {
+    pub(crate) fn route(&self, model: &str) -> Result<Arc<Route>, Error> {
         self.table.load().get(model).cloned().ok_or_else(|| unknown(model))
     }
 }
@@ -103,11 +104,15 @@ impl Resolved {
         &self.slot.version
     }
 
+    /// Notes how long reading the request and writing the response took.
+    pub fn codec(&self, decode: Duration, encode: Duration) {
+        self.slot.recorder.codec(decode, encode);
+    }
+
     /// Answers, then shows the challengers a copy. `limit` bounds waiting and running together.
-    pub async fn infer(&self, mut request: InferRequest, limit: Duration) -> Result<Answer, Failure> {
+    pub async fn infer(&self, mut request: InferRequest, limit: Duration) -> Result<Answer, Error> {
         let version = self.slot.version.number;
-        let failed = |error| Failure { error, version };
-        request.conform(&self.slot.version.report.signature).map_err(failed)?;
+        request.conform(&self.slot.version.report.signature)?;
         let deadline = Deadline::after(Instant::now(), limit);
         let runtime = &*self.serving.runtime;
         let was_ready = self.slot.is_ready();
@@ -115,7 +120,7 @@ impl Resolved {
         if !was_ready {
             self.serving.make_room(&self.slot);
         }
-        let (outputs, timing) = result.map_err(failed)?;
+        let (outputs, timing) = result?;
         let outputs = Arc::new(outputs);
         if !self.mirrors.is_empty() {
             self.serving.mirror.send(version, &self.mirrors, request, &outputs);

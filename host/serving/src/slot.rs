@@ -1,6 +1,6 @@
 //! One version's place in memory: loaded on first use, kept until it is unloaded.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ pub(crate) struct Slot {
     /// Held while loading, so that callers who come meanwhile wait for that one load.
     loading: Mutex<Option<LastFailure>>,
     admission: Admission,
+    /// Unloaded by a client: not loaded again until it is told to.
+    withdrawn: AtomicBool,
     /// When it was last used, in microseconds since [`START`].
     last_used: AtomicU64,
 }
@@ -46,10 +48,11 @@ impl Slot {
         let limits = version.package.limits;
         Self {
             version,
+            admission: Admission::new(limits.concurrency, limits.queue, Arc::clone(&recorder)),
             recorder,
             loaded: ArcSwapOption::empty(),
             loading: Mutex::new(None),
-            admission: Admission::new(limits.concurrency, limits.queue),
+            withdrawn: AtomicBool::new(false),
             last_used: AtomicU64::new(0),
         }
     }
@@ -60,6 +63,26 @@ impl Slot {
 
     pub(crate) fn unload(&self) -> bool {
         self.loaded.swap(None).is_some()
+    }
+
+    /// Unloads it and answers nobody, until a load that somebody asks for.
+    pub(crate) fn withdraw(&self) {
+        self.withdrawn.store(true, Ordering::Relaxed);
+        self.unload();
+    }
+
+    /// Takes a withdrawal back.
+    pub(crate) fn bring_back(&self) {
+        self.withdrawn.store(false, Ordering::Relaxed);
+    }
+
+    /// Why it cannot answer: withdrawn, or it failed to load and is not tried again yet.
+    pub(crate) fn unavailable(&self) -> Option<String> {
+        if self.withdrawn.load(Ordering::Relaxed) {
+            return Some("unloaded".to_owned());
+        }
+        let failure = self.loading.try_lock().ok()?;
+        failure.as_ref().filter(|_| !self.is_ready()).map(|last| last.error.message.clone())
     }
 
     /// When it was last used; larger is later.
@@ -74,6 +97,11 @@ impl Slot {
             return Ok((Ready::clone(&model), false));
         }
         let mut failure = self.loading.lock().await;
+        if retry {
+            self.bring_back();
+        } else if self.withdrawn.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorCode::Unavailable, "it is unloaded"));
+        }
         if let Some(model) = self.loaded.load_full() {
             return Ok((Ready::clone(&model), false));
         }

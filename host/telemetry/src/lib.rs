@@ -2,6 +2,10 @@
 
 mod logs;
 mod metrics;
+mod statistics;
+mod traces;
+mod triton;
 
-pub use logs::{LogFormat, start_logs};
+pub use logs::{LogFormat, log_level, set_log_level, start_logs};
 pub use metrics::{Metrics, agreement_label};
+pub use traces::{Finished, Trace, Traces};

@@ -1,9 +1,11 @@
 //! Counters and histograms, one set a version. Labels are registered names, so their number is bounded.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use modelhost_core::error::ErrorCode;
-use modelhost_core::event::{Agreement, Comparison, Prediction, Role};
+use modelhost_core::event::{Agreement, Comparison, Prediction, Role, Statistics};
 use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::ports::{Observer, Recorder};
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -11,6 +13,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use crate::statistics::Totals;
+use crate::triton::Recorders;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Versioned {
@@ -44,8 +49,11 @@ struct Status {
 /// The host's metrics.
 pub struct Metrics {
     registry: Registry,
+    /// Names without our prefix.
+    triton: Registry,
     families: Families,
     http: Family<Status, Counter>,
+    recorders: Recorders,
 }
 
 #[derive(Clone)]
@@ -90,8 +98,11 @@ impl Default for Metrics {
             "Copies shown to challengers, by how their answer compares with the served one",
             families.comparisons.clone(),
         );
+        let recorders = Recorders::default();
         registry.register("http_requests", "Requests on the public port by route and status", http.clone());
-        Self { registry, families, http }
+        let mut registries = Registry::default();
+        registries.register_collector(Box::new(recorders.clone()));
+        Self { registry, triton: registries, families, http, recorders }
     }
 }
 
@@ -122,7 +133,9 @@ impl Metrics {
     /// Everything in the OpenMetrics text format.
     pub fn render(&self) -> String {
         let mut out = String::new();
-        match text::encode(&mut out, &self.registry) {
+        let encoded = text::encode_registry(&mut out, &self.registry)
+            .and_then(|()| text::encode(&mut out, &self.triton));
+        match encoded {
             Ok(()) => out,
             Err(error) => {
                 tracing::error!(%error, "metrics could not be written");
@@ -149,19 +162,25 @@ impl Observer for Metrics {
             let labels = Versioned { model: model.to_string(), version: version.get(), role: role.as_str() };
             LazyRole { labels, metrics: std::sync::OnceLock::new() }
         };
-        Arc::new(VersionRecorder {
+        let recorder = Arc::new(VersionRecorder {
             families: self.families.clone(),
             primary: by_role(Role::Primary),
             challenger: by_role(Role::Challenger),
-        })
+            totals: Totals::default(),
+            waiting: AtomicU32::new(0),
+        });
+        self.recorders.add(&recorder);
+        recorder
     }
 }
 
 /// One version's metrics, looked up once.
-struct VersionRecorder {
+pub(crate) struct VersionRecorder {
     families: Families,
     primary: LazyRole,
     challenger: LazyRole,
+    totals: Totals,
+    waiting: AtomicU32,
 }
 
 /// Made when the version first sees a request in this role: ten thousand idle versions have no series.
@@ -178,6 +197,23 @@ struct RoleMetrics {
 }
 
 impl VersionRecorder {
+    pub(crate) fn model(&self) -> &str {
+        &self.primary.labels.model
+    }
+
+    pub(crate) fn version(&self) -> u32 {
+        self.primary.labels.version
+    }
+
+    pub(crate) fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Whether a caller asked it anything yet.
+    pub(crate) fn is_used(&self) -> bool {
+        self.primary.metrics.get().is_some()
+    }
+
     fn role(&self, role: Role) -> (&LazyRole, &RoleMetrics) {
         let lazy = match role {
             Role::Primary => &self.primary,
@@ -212,6 +248,30 @@ impl Recorder for VersionRecorder {
         }
         metrics.queued.observe(prediction.queued.as_secs_f64());
         metrics.ran.observe(prediction.ran.as_secs_f64());
+        if prediction.role == Role::Primary {
+            self.totals.prediction(prediction);
+        }
+    }
+
+    fn codec(&self, decode: Duration, encode: Duration) {
+        self.totals.codec(decode, encode);
+    }
+
+    fn waiting(&self) -> &AtomicU32 {
+        &self.waiting
+    }
+
+    fn cache_hit(&self, took: Duration) {
+        self.role(Role::Primary).1.ok.inc();
+        self.totals.cache_hit(took);
+    }
+
+    fn cache_miss(&self, took: Duration) {
+        self.totals.cache_miss(took);
+    }
+
+    fn statistics(&self) -> Statistics {
+        self.totals.read()
     }
 
     fn comparison(&self, comparison: &Comparison) {
@@ -233,8 +293,6 @@ impl VersionRecorder {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -261,6 +319,11 @@ mod tests {
             "modelhost_prediction_rows_total{model=\"a/b\",version=\"2\",role=\"primary\"} 3",
             "modelhost_challenger_comparisons_total{model=\"a/b\",served=\"1\",challenger=\"2\",agreement=\"differs\"} 1",
             "modelhost_http_requests_total{route=\"infer\",status=\"200\"} 1",
+            "nv_inference_request_success{model=\"a/b\",version=\"2\"} 1",
+            "nv_inference_request_failure{model=\"a/b\",version=\"2\"} 1",
+            "nv_inference_count{model=\"a/b\",version=\"2\"} 3",
+            "nv_inference_compute_infer_duration_us{model=\"a/b\",version=\"2\"} 50",
+            "nv_inference_pending_request_count{model=\"a/b\",version=\"2\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -4,6 +4,7 @@
 
 mod bench;
 mod build;
+mod codegen;
 mod demo;
 mod guest_target;
 mod sh;
@@ -34,6 +35,12 @@ enum Task {
     Guests,
     /// Check the rules that the compiler does not: imports, map of crates, file sizes.
     Tidy,
+    /// Generate the gRPC code from `host/protocol/proto`.
+    Codegen {
+        /// Only say whether it is up to date.
+        #[arg(long)]
+        check: bool,
+    },
     /// Measure functions (criterion) and the server (wrk).
     Bench {
         /// Only the server, or only the functions.
@@ -50,6 +57,7 @@ fn main() -> Result<()> {
         Task::Test => test::run_tests(),
         Task::Guests => build::guests().map(drop),
         Task::Tidy => tidy::run(),
+        Task::Codegen { check } => codegen::run(check),
         Task::Bench { what } => bench::run(what),
         Task::Ci => test::ci(),
     }

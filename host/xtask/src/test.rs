@@ -8,7 +8,14 @@ use crate::build;
 use crate::sh::{cargo, command, is_there, run, target_dir};
 
 /// Clients from PyPI that the tests drive.
-const PYTHON_CLIENTS: [&str; 1] = ["tritonclient[http]==2.73.0"];
+const PYTHON_CLIENTS: [&str; 6] = [
+    "tritonclient[http,grpc]==2.73.0",
+    "ml_dtypes",
+    "kserve==0.21.0",
+    "mlflow-skinny==3.17.2",
+    "pandas",
+    "scipy",
+];
 
 /// Builds guests, installs Python clients, runs every test.
 pub(crate) fn run_tests() -> Result<()> {
@@ -52,7 +59,10 @@ fn python_clients() -> Result<PathBuf> {
 pub(crate) fn ci() -> Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     crate::tidy::run()?;
+    crate::codegen::run(true)?;
     if is_there("cargo-deny", "--version") {
+        // It looks at every platform's dependencies, offline.
+        run(cargo().args(["fetch", "--quiet", "--locked"]))?;
         run(cargo().args(["deny", "--offline", "check", "bans", "licenses", "sources"]))?;
     } else {
         println!("cargo-deny is not installed: skipped (cargo install cargo-deny)");

@@ -86,7 +86,9 @@ fn check_imports(name: &str, package: &Value, wrong: &mut Vec<String>) {
 fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for path in fs::read_dir(folder)?.flatten().map(|entry| entry.path()) {
-        if path.is_dir() {
+        if path.is_dir() && path.ends_with("generated") {
+            continue; // nobody reads it
+        } else if path.is_dir() {
             found.extend(sources(&path)?);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.push(path);

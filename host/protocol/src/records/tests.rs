@@ -1,44 +1,8 @@
-use super::*;
-use modelhost_core::artifact::Digest;
-use modelhost_core::deployment::{Isolation, Limits, LoadReport, Package};
-use modelhost_core::model::{ModelName, ModelVersion, Signature};
-use modelhost_core::tensor::TensorSpec;
+use modelhost_core::error::ErrorCode;
+use modelhost_core::tensor::DType;
 
-fn version() -> Version {
-    let column = |name: &str, kind, missing| Column {
-        name: name.into(),
-        kind,
-        description: None,
-        unit: None,
-        minimum: None,
-        maximum: None,
-        missing,
-    };
-    let columns = vec![
-        column("age", ColumnKind::Numeric, false),
-        column("purpose", ColumnKind::Categorical(vec!["car".into(), "tv".into()]), true),
-    ];
-    let input = TensorSpec { name: "input".into(), dtype: DType::Fp32, shape: vec![None, Some(2)], columns };
-    let signature = Signature { inputs: vec![input], outputs: Vec::new() };
-    Version {
-        model: ModelName::parse("a/b").unwrap(),
-        number: ModelVersion::new(6).unwrap(),
-        digest: Digest::from_bytes([0; 32]),
-        package: Package {
-            component: Digest::from_bytes([0; 32]),
-            artifacts: Vec::new(),
-            parameters: Vec::new(),
-            columns: Vec::new(),
-            capabilities: Vec::new(),
-            isolation: None,
-            limits: Limits::DEFAULT,
-            examples: Vec::new(),
-        },
-        report: LoadReport { signature, isolation: Isolation::Request, isolation_note: None },
-        description: String::new(),
-        platform: String::new(),
-    }
-}
+use super::*;
+use crate::testing::version;
 
 fn check(body: &str, expected: Result<&[f32], &str>) {
     match (decode(body.as_bytes(), &version(), Some("user")), expected) {

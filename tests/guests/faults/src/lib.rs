@@ -12,10 +12,7 @@ struct Faults {
 impl Model for Faults {
     fn load(config: &Config) -> Result<(Self, Signature), Error> {
         let fault = config.parameter("fault").unwrap_or("echo").to_owned();
-        let datatype = match config.parameter("datatype") {
-            Some("BYTES") => Datatype::Bytes,
-            _ => Datatype::Fp32,
-        };
+        let datatype = datatype(config.parameter("datatype").unwrap_or("FP32"));
         match fault.as_str() {
             "load-panics" => panic!("load panics as told"),
             "load-fails" => return Err(Error::Model("the artifact is not a model".into())),
@@ -62,6 +59,25 @@ impl Model for Faults {
             _ => {}
         }
         Ok(vec![y])
+    }
+}
+
+fn datatype(name: &str) -> Datatype {
+    match name {
+        "BOOL" => Datatype::Bool,
+        "UINT8" => Datatype::Uint8,
+        "UINT16" => Datatype::Uint16,
+        "UINT32" => Datatype::Uint32,
+        "UINT64" => Datatype::Uint64,
+        "INT8" => Datatype::Int8,
+        "INT16" => Datatype::Int16,
+        "INT32" => Datatype::Int32,
+        "INT64" => Datatype::Int64,
+        "FP16" => Datatype::Fp16,
+        "BF16" => Datatype::Bf16,
+        "FP64" => Datatype::Fp64,
+        "BYTES" => Datatype::Bytes,
+        _ => Datatype::Fp32,
     }
 }
 

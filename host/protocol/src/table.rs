@@ -1,0 +1,248 @@
+//! Rows of named columns on their way into the signature's table: shared by every dialect that has rows.
+
+use std::collections::HashMap;
+
+use modelhost_core::deployment::Version;
+use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::infer::InferRequest;
+use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor, TensorSpec, element_count};
+
+use crate::json::Reader;
+use crate::json_tensor;
+
+/// Rows collected for one request.
+pub(crate) struct Rows<'a> {
+    spec: &'a TensorSpec,
+    by_name: HashMap<&'a str, usize>,
+    /// May stand in a row beside the columns.
+    sticky_field: Option<&'a str>,
+    /// The row being read.
+    row: Vec<Option<f32>>,
+    data: Vec<u8>,
+    /// Rows so far, those of earlier requests of the same stream included.
+    count: u64,
+    /// Rows of this request.
+    rows: u64,
+}
+
+/// Where a value of a row belongs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Field {
+    Column(usize),
+    /// The policy's sticky field: no column, and not read here.
+    Sticky,
+}
+
+impl<'a> Rows<'a> {
+    /// Errors: unsupported, when the version's input is no table.
+    pub(crate) fn new(version: &'a Version, sticky_field: Option<&'a str>) -> Result<Self, Error> {
+        let table = version.report.signature.table().filter(|table| table.dtype == DType::Fp32);
+        let spec = table.ok_or_else(|| {
+            let model = &version.model;
+            let text =
+                format!("model {model} takes tensors, not rows of columns: call /v2/models/{model}/infer");
+            Error::new(ErrorCode::Unsupported, text)
+        })?;
+        let by_name =
+            spec.columns.iter().enumerate().map(|(at, column)| (column.name.as_str(), at)).collect();
+        let row = vec![None; spec.columns.len()];
+        Ok(Self { spec, by_name, sticky_field, row, data: Vec::new(), count: 0, rows: 0 })
+    }
+
+    /// The table's columns.
+    pub(crate) fn columns(&self) -> &'a [Column] {
+        &self.spec.columns
+    }
+
+    /// Where a field of this name belongs. Errors: invalid argument, when it is no column.
+    pub(crate) fn field(&self, name: &str) -> Result<Field, Error> {
+        match self.by_name.get(name) {
+            Some(at) => Ok(Field::Column(*at)),
+            None if self.sticky_field == Some(name) => Ok(Field::Sticky),
+            None => Err(Error::invalid(format!("field {name:?}: is not a column of this model"))),
+        }
+    }
+
+    /// Reads one JSON object as a row. Errors: invalid argument naming record and field.
+    pub(crate) fn record(&mut self, reader: &mut Reader<'_>) -> Result<(), Error> {
+        reader.object(|reader, key| match self.field(&key).map_err(|error| self.in_row(&error))? {
+            Field::Column(at) => self.json(reader, at),
+            Field::Sticky => reader.skip(),
+        })?;
+        self.end_row()
+    }
+
+    /// Reads one JSON value of the row. Errors: invalid argument naming record and field.
+    pub(crate) fn json(&mut self, reader: &mut Reader<'_>, at: usize) -> Result<(), Error> {
+        let Some(column) = self.columns().get(at) else { return reader.skip() };
+        let value = read_value(reader, column).map_err(|error| self.wrong(column, &error.message))?;
+        self.set(at, value)
+    }
+
+    /// Reads one value of the row as a person or a file writes it; empty is missing. Errors: invalid argument naming record and
+    /// field.
+    pub(crate) fn text(&mut self, text: &[u8], at: usize) -> Result<(), Error> {
+        let Some(column) = self.columns().get(at) else { return Ok(()) };
+        let value = parse_value(text, column).map_err(|error| self.wrong(column, &error.message))?;
+        self.set(at, value)
+    }
+
+    fn set(&mut self, at: usize, value: f32) -> Result<(), Error> {
+        let Some(place) = self.row.get_mut(at) else { return Ok(()) };
+        if place.replace(value).is_some() {
+            let name = self.columns().get(at).map_or("", |column| &column.name);
+            return Err(Error::invalid(format!("record {}, field {name:?}: is given twice", self.count)));
+        }
+        Ok(())
+    }
+
+    /// Ends the row. Errors: invalid argument, naming the column that is missing and must not be.
+    pub(crate) fn end_row(&mut self) -> Result<(), Error> {
+        for (at, column) in self.columns().iter().enumerate() {
+            let value = self.row.get_mut(at).and_then(Option::take).unwrap_or(f32::NAN);
+            if value.is_nan() && !column.missing {
+                return Err(self.wrong(column, "is missing"));
+            }
+            self.data.extend_from_slice(&value.to_le_bytes());
+        }
+        self.count += 1;
+        self.rows += 1;
+        Ok(())
+    }
+
+    /// Rows of the request being collected.
+    pub(crate) fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// The rows collected so far, as a request; the next one begins.
+    pub(crate) fn take(&mut self) -> Result<InferRequest, Error> {
+        let shape = vec![std::mem::take(&mut self.rows), self.spec.columns.len() as u64];
+        let data = std::mem::take(&mut self.data);
+        let input = Tensor::new(self.spec.name.clone(), DType::Fp32, shape, data.into())?;
+        Ok(InferRequest { inputs: vec![input], ..InferRequest::default() })
+    }
+
+    fn wrong(&self, column: &Column, why: &str) -> Error {
+        Error::invalid(format!("record {}, field {:?}: {why}", self.count, column.name))
+    }
+
+    /// Says which row it was.
+    pub(crate) fn in_row(&self, error: &Error) -> Error {
+        Error::new(error.code, format!("record {}, {}", self.count, error.message))
+    }
+}
+
+fn read_value(reader: &mut Reader<'_>, column: &Column) -> Result<f32, Error> {
+    if reader.word("null") {
+        return Ok(f32::NAN);
+    }
+    match &column.kind {
+        ColumnKind::Numeric if reader.peek() == Some(b'"') => {
+            Err(Error::invalid("a number is expected, a string came"))
+        }
+        ColumnKind::Numeric => json_tensor::read_float(reader),
+        ColumnKind::Categorical(values) => {
+            if reader.peek() != Some(b'"') {
+                return Err(Error::invalid(format!("one of {values:?} is expected")));
+            }
+            category(&reader.string()?, values)
+        }
+    }
+}
+
+fn parse_value(text: &[u8], column: &Column) -> Result<f32, Error> {
+    let text = std::str::from_utf8(text).map_err(|_| Error::invalid("is not UTF-8"))?.trim();
+    match &column.kind {
+        _ if text.is_empty() => Ok(f32::NAN),
+        ColumnKind::Numeric => {
+            fast_float2::parse(text).map_err(|_| Error::invalid(format!("{text:?} is not a number")))
+        }
+        ColumnKind::Categorical(values) => category(text, values),
+    }
+}
+
+fn category(text: &str, values: &[String]) -> Result<f32, Error> {
+    let index = values.iter().position(|value| value == text);
+    let index = index.ok_or_else(|| Error::invalid(format!("{text:?} is not one of {values:?}")))?;
+    #[expect(clippy::cast_precision_loss, reason = "a category's index is far below 2^24")]
+    Ok(index as f32)
+}
+
+/// The text of `field` in the first of a list of records, or in a record that stands alone. Whatever is malformed is said by who
+/// decodes it.
+pub(crate) fn first_record_field(reader: &mut Reader<'_>, field: &str) -> Option<Vec<u8>> {
+    let mut found = None;
+    let mut first = |reader: &mut Reader<'_>| {
+        reader.object(|reader, key| {
+            if key == field {
+                found = Some(scalar(reader)?);
+                return Ok(());
+            }
+            reader.skip()
+        })
+    };
+    let mut taken = false;
+    match reader.peek()? {
+        b'{' => first(reader).ok()?,
+        _ => reader
+            .array(|reader| if std::mem::replace(&mut taken, true) { reader.skip() } else { first(reader) })
+            .ok()?,
+    }
+    found
+}
+
+/// A string's or number's text.
+fn scalar(reader: &mut Reader<'_>) -> Result<Vec<u8>, Error> {
+    Ok(match reader.peek() {
+        Some(b'"') => reader.string()?.into_owned().into_bytes(),
+        _ => reader.number()?.as_bytes().to_vec(),
+    })
+}
+
+/// One output's place in each row: how many elements, and whether they are a list.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Width {
+    pub(crate) elements: usize,
+    pub(crate) is_list: bool,
+}
+
+/// How many rows the outputs have and how wide each is in a row. Errors: plugin fault, when one has another number of rows.
+pub(crate) fn widths(outputs: &[Tensor]) -> Result<(usize, Vec<Width>), Error> {
+    let rows = outputs.first().and_then(|output| output.shape().first().copied()).unwrap_or(0);
+    let mut widths = Vec::with_capacity(outputs.len());
+    for output in outputs {
+        let (first, rest) = output.shape().split_first().unwrap_or((&0, &[]));
+        if *first != rows {
+            let text = format!("output {:?} has {first} rows where {rows} are expected", output.name());
+            return Err(Error::new(ErrorCode::PluginFault, text));
+        }
+        let elements = element_count(rest).and_then(|width| usize::try_from(width).ok()).unwrap_or(0);
+        widths.push(Width { elements, is_list: !rest.is_empty() });
+    }
+    Ok((usize::try_from(rows).unwrap_or(0), widths))
+}
+
+/// Writes `[{…}, …]`: one JSON object a row, named by outputs; non-finite numbers as `null`.
+/// Errors: as [`widths`]; unsupported, when an output has no JSON form.
+pub(crate) fn write_records(out: &mut Vec<u8>, outputs: &[Tensor]) -> Result<(), Error> {
+    let (rows, widths) = widths(outputs)?;
+    out.push(b'[');
+    for row in 0..rows {
+        out.extend_from_slice(if row == 0 { b"{" } else { b",{" });
+        for (at, (output, width)) in outputs.iter().zip(&widths).enumerate() {
+            if at > 0 {
+                out.push(b',');
+            }
+            crate::json::write_string(out, output.name());
+            out.extend_from_slice(if width.is_list { b":[" } else { b":" });
+            json_tensor::write_elements(out, output, row * width.elements, width.elements, "null")?;
+            if width.is_list {
+                out.push(b']');
+            }
+        }
+        out.push(b'}');
+    }
+    out.push(b']');
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! What protocols show and steer of the versions in memory: index, statistics, load, unload.
+
+use std::sync::Arc;
+
+use modelhost_core::deployment::{Model, Version};
+use modelhost_core::error::Error;
+use modelhost_core::event::Statistics;
+
+use crate::lifecycle::{Route, Serving};
+use crate::resolve::Target;
+use crate::slot::Slot;
+
+/// A version and why it cannot answer, if it cannot.
+pub type Availability = (Arc<Version>, Option<String>);
+
+impl Serving {
+    /// Every model, by name.
+    pub fn models(&self) -> Vec<Arc<Model>> {
+        let mut models: Vec<_> = self.table.load().values().map(|route| Arc::clone(&route.model)).collect();
+        models.sort_by(|a, b| a.name.cmp(&b.name));
+        models
+    }
+
+    /// Every version, or those of one model, by name and number. Errors: not found.
+    pub fn availability(&self, model: Option<&str>) -> Result<Vec<Availability>, Error> {
+        let slots = self.slots_of(model)?;
+        Ok(slots.iter().map(|slot| (Arc::clone(&slot.version), slot.unavailable())).collect())
+    }
+
+    /// What versions did as primaries: the one named, a model's, or all. Errors: not found.
+    pub fn statistics(&self, target: Option<Target<'_>>) -> Result<Vec<(Arc<Version>, Statistics)>, Error> {
+        let mut slots = self.slots_of(target.map(|target| target.model))?;
+        if let Some(target) = target.filter(|target| target.version.is_some()) {
+            let (_, version) = self.describe(target)?;
+            slots.retain(|slot| slot.version.number == version.number);
+        }
+        Ok(slots.iter().map(|slot| (Arc::clone(&slot.version), slot.recorder.statistics())).collect())
+    }
+
+    /// Loads what the model's policy names, or its latest version, and lets every version of it answer again.
+    /// Errors: not found; as the load's.
+    pub async fn load_model(&self, model: &str) -> Result<(), Error> {
+        let route = self.route(model)?;
+        let named = route.model.policy.as_ref().map(|policy| policy.versions());
+        let wanted =
+            named.unwrap_or_else(|| route.model.versions.keys().next_back().copied().into_iter().collect());
+        for slot in route.slots() {
+            slot.bring_back();
+        }
+        for slot in wanted.into_iter().filter_map(|number| route.slot(number)) {
+            self.load(&slot, true).await?;
+        }
+        Ok(())
+    }
+
+    /// Unloads every version of the model; none answers until it is loaded again or promoted. What runs finishes.
+    /// Errors: not found.
+    pub fn unload_model(&self, model: &str) -> Result<(), Error> {
+        self.route(model)?.slots().for_each(|slot| slot.withdraw());
+        Ok(())
+    }
+
+    fn slots_of(&self, model: Option<&str>) -> Result<Vec<Arc<Slot>>, Error> {
+        let mut routes: Vec<Arc<Route>> = match model {
+            Some(model) => vec![self.route(model)?],
+            None => self.table.load().values().cloned().collect(),
+        };
+        routes.sort_by(|a, b| a.model.name.cmp(&b.model.name));
+        Ok(routes.iter().flat_map(|route| route.slots().cloned().collect::<Vec<_>>()).collect())
+    }
+}

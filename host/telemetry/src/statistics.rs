@@ -1,0 +1,91 @@
+//! One version's totals, as plain atomics: the statistics extension and the `nv_*` metrics read them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use modelhost_core::event::{Prediction, Statistics, Tally};
+
+#[derive(Default)]
+pub(crate) struct Totals {
+    last_inference_ms: AtomicU64,
+    rows: AtomicU64,
+    success: AtomicTally,
+    fail: AtomicTally,
+    queue: AtomicTally,
+    decode: AtomicTally,
+    infer: AtomicTally,
+    encode: AtomicTally,
+    cache_hit: AtomicTally,
+    cache_miss: AtomicTally,
+}
+
+impl Totals {
+    pub(crate) fn prediction(&self, prediction: &Prediction) {
+        let whole = prediction.queued + prediction.ran;
+        if prediction.error.is_some() {
+            self.fail.add(whole);
+            return;
+        }
+        self.success.add(whole);
+        self.queue.add(prediction.queued);
+        self.infer.add(prediction.ran);
+        self.rows.fetch_add(prediction.rows, Ordering::Relaxed);
+        self.touch();
+    }
+
+    pub(crate) fn codec(&self, decode: Duration, encode: Duration) {
+        self.decode.add(decode);
+        self.encode.add(encode);
+    }
+
+    /// A hit is a success too: nothing waited, nothing ran.
+    pub(crate) fn cache_hit(&self, took: Duration) {
+        self.cache_hit.add(took);
+        self.success.add(took);
+        self.touch();
+    }
+
+    pub(crate) fn cache_miss(&self, took: Duration) {
+        self.cache_miss.add(took);
+    }
+
+    pub(crate) fn read(&self) -> Statistics {
+        let infer = self.infer.read();
+        Statistics {
+            last_inference_ms: self.last_inference_ms.load(Ordering::Relaxed),
+            rows: self.rows.load(Ordering::Relaxed),
+            runs: infer.count,
+            success: self.success.read(),
+            fail: self.fail.read(),
+            queue: self.queue.read(),
+            decode: self.decode.read(),
+            infer,
+            encode: self.encode.read(),
+            cache_hit: self.cache_hit.read(),
+            cache_miss: self.cache_miss.read(),
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a time for people; nothing is decided by it")]
+    fn touch(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        self.last_inference_ms.store(u64::try_from(now).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+#[derive(Default)]
+struct AtomicTally {
+    count: AtomicU64,
+    nanos: AtomicU64,
+}
+
+impl AtomicTally {
+    fn add(&self, took: Duration) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn read(&self) -> Tally {
+        Tally { count: self.count.load(Ordering::Relaxed), nanos: self.nanos.load(Ordering::Relaxed) }
+    }
+}
