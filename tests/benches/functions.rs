@@ -68,6 +68,7 @@ impl Model {
             parameters: parameters.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
             columns: Vec::new(),
             capabilities: Vec::new(),
+            response_cache: false,
             isolation: Some(isolation),
             limits: Limits::DEFAULT,
             examples: Vec::new(),

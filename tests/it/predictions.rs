@@ -68,7 +68,7 @@ fn errors_name_what_is_wrong_and_whose_fault_it_is() {
         ("/v2/models/demo/echo/versions/9/infer", x(&[1.0]), 404, "has no version 9"),
         ("/v2/models/demo/echo/versions/best/infer", x(&[1.0]), 404, "no version or alias \"best\""),
         ("/v2/models/demo/nope/infer", x(&[1.0]), 404, "model \"demo/nope\" is not registered"),
-        ("/models/demo/echo/v1/", json!([{}]), 501, "takes tensors, not rows of columns"),
+        ("/models/demo/echo/v1/", json!([{}]), 400, "takes tensors, not rows of columns"),
         ("/nope", Value::Null, 404, "there is nothing at /nope"),
         ("/v2", Value::Null, 405, "only GET"),
     ] {

@@ -3,24 +3,33 @@
 use std::process::Command;
 
 use modelhost_core::tensor::DType;
-use modelhost_tests::{Host, Package, root};
+use modelhost_tests::{Host, Package, components, root};
 
-/// Runs a script of `tests/python` against the host.
-fn run(script: &str, host: &Host) {
+/// The interpreter that has the clients; none, on a laptop without a network, skips the test.
+fn python() -> Option<Command> {
     let Some(python) = std::env::var_os("MODELHOST_TEST_PYTHON") else {
         assert!(std::env::var_os("CI").is_none(), "CI must have the Python clients");
         println!("skipped: the Python clients could not be installed");
-        return;
+        return None;
     };
-    let address = host.client.url.trim_start_matches("http://").to_owned();
-    let output =
-        Command::new(python).arg(root().join("tests/python").join(script)).arg(address).output().unwrap();
+    Some(Command::new(python))
+}
+
+fn succeeds(command: &mut Command) {
+    let output = command.output().unwrap();
     assert!(
         output.status.success(),
         "{}\n{}",
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// Runs a script of `tests/python` against the host.
+fn run(script: &str, host: &Host, arguments: &[&std::path::Path]) {
+    let Some(mut python) = python() else { return };
+    let address = host.client.url.trim_start_matches("http://");
+    succeeds(python.arg(root().join("tests/python").join(script)).arg(address).args(arguments));
 }
 
 /// One echo a datatype, models that fail, and a real one.
@@ -41,10 +50,40 @@ fn host() -> Host {
 
 #[test]
 fn tritonclient_accepts_the_answers() {
-    run("tritonclient_all.py", &host());
+    run("tritonclient_all.py", &host(), &[]);
 }
 
 #[test]
 fn kserve_mlflow_and_tf_serving_accept_the_answers() {
-    run("other_clients.py", &host());
+    run("other_clients.py", &host(), &[]);
+}
+
+#[test]
+fn pages_work_in_a_browser() {
+    if !std::path::Path::new("/usr/bin/chromedriver").exists() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have Chromium");
+        println!("skipped: Chromium and its driver are not installed");
+        return;
+    }
+    let host = Host::start();
+    host.client.register("demo/echo-FP32", &Package::fault("echo", ""), true);
+    host.client.register("demo/credit", &Package::folder("examples/credit-risk/logistic"), false);
+    host.client.register("demo/credit", &Package::folder("examples/credit-risk/xgboost"), true);
+    let screenshots = components().join("../screenshots");
+    std::fs::create_dir_all(&screenshots).unwrap();
+    run("browser.py", &host, &[&screenshots]);
+}
+
+#[test]
+fn schemathesis_finds_no_fault_with_the_openapi_documents() {
+    let host = host();
+    let checks =
+        "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
+    for model in ["demo/credit", "demo/echo-FP32", "demo/echo-BYTES", "demo/echo-BOOL", "demo/echo-INT8"] {
+        let Some(mut python) = python() else { return };
+        let document = format!("{}/models/{model}/openapi.json", host.client.url);
+        python.args(["-m", "schemathesis.cli", "run", &document, "--checks", checks, "--max-examples", "50"]);
+        // It leaves files of what it tried.
+        succeeds(python.current_dir(host.data()));
+    }
 }

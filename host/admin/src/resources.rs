@@ -241,7 +241,7 @@ impl Admin {
                 .map_or(0.0, |share| share.percent),
             challenger: model.policy.as_ref().is_some_and(|policy| policy.challengers().contains(&number)),
             aliases: aliases.map(|(alias, _)| alias.clone()).collect(),
-            description: version.description.clone(),
+            description: version.card.description.clone(),
         }
     }
 

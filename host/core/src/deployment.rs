@@ -111,6 +111,8 @@ pub struct Package {
     pub columns: Vec<Column>,
     /// Imports granted beyond the harmless ones.
     pub capabilities: Vec<String>,
+    /// Whether equal requests may be answered from the response cache.
+    pub response_cache: bool,
     /// What the manifest asks for; `None` leaves it to what the component allows.
     pub isolation: Option<Isolation>,
     /// Checked against the operator's caps.
@@ -130,6 +132,17 @@ pub struct LoadReport {
     pub isolation_note: Option<String>,
 }
 
+/// What an author says of a version, for people and for the record.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Card {
+    /// One or two sentences.
+    pub description: String,
+    /// Who to ask.
+    pub author: String,
+    /// How the model came to be: names and values, in the order they are shown.
+    pub training: Vec<(String, String)>,
+}
+
 /// One registered version.
 #[derive(Debug)]
 pub struct Version {
@@ -143,8 +156,8 @@ pub struct Version {
     pub package: Package,
     /// What loading it brought to light at registration.
     pub report: LoadReport,
-    /// The manifest's `description`.
-    pub description: String,
+    /// What the manifest says of it, for people.
+    pub card: Card,
     /// `<project>_<format>`, as the Open Inference Protocol wants it.
     pub platform: String,
 }

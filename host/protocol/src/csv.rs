@@ -30,7 +30,7 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// `sticky_field` may stand in the header beside the columns. Errors: unsupported, when the model's input is no table.
+    /// `sticky_field` may stand in the header beside the columns. Errors: invalid argument, when the model's input is no table.
     pub fn new(version: &'a Version, sticky_field: Option<&'a str>) -> Result<Self, Error> {
         let rows = Rows::new(version, sticky_field)?;
         Ok(Self {

@@ -6,18 +6,25 @@ mod json_named;
 mod json_tensor;
 mod reply;
 mod table;
-#[cfg(test)]
+#[cfg(any(test, feature = "test-util"))]
 mod testing;
 
 pub mod control;
 
 pub mod csv;
 
+#[cfg(any(test, feature = "test-util"))]
+pub mod fuzz;
+
 pub mod mlflow;
 
 pub mod oip_grpc;
 
 pub mod oip_rest;
+
+pub mod openapi;
+
+pub mod page;
 
 pub mod records;
 

@@ -45,8 +45,8 @@ impl Format {
     }
 }
 
-/// Reads the JSON forms. Errors: invalid argument naming what is malformed, and when not exactly one of them is there; unsupported,
-/// for the form of language models and for tables where the model takes tensors.
+/// Reads the JSON forms. Errors: invalid argument naming what is malformed, when not exactly one of them is there, for the form of language
+/// models, and for tables where the model takes tensors.
 pub fn decode(body: &Bytes, version: &Version, sticky_field: Option<&str>) -> Result<InferRequest, Error> {
     let mut reader = Reader::new(body);
     let (mut inputs, mut parameters): (Option<Vec<Tensor>>, _) = (None, Vec::new());
@@ -66,7 +66,7 @@ pub fn decode(body: &Bytes, version: &Version, sticky_field: Option<&str>) -> Re
             }
             "messages" | "prompt" | "input" => {
                 let text = format!("{key:?} is for language models; this model takes a table or tensors");
-                return Err(Error::new(ErrorCode::Unsupported, text));
+                return Err(Error::invalid(text));
             }
             _ => return Err(Error::invalid(format!("{key:?} is not one of {FORMS}"))),
         };

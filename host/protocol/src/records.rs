@@ -12,8 +12,7 @@ use crate::json::{Reader, write_int, write_string};
 use crate::table::{Rows, first_record_field, write_records};
 
 /// Reads records into the signature's table. `sticky_field` may stand in a record beside the columns.
-/// Errors: invalid argument naming record and field: unknown, missing, given twice, no number, no such category;
-/// unsupported when the model's input is no table.
+/// Errors: invalid argument naming record and field: unknown, missing, given twice, no number, no such category; or the model's input is no table.
 pub fn decode(body: &[u8], version: &Version, sticky_field: Option<&str>) -> Result<InferRequest, Error> {
     let mut rows = Rows::new(version, sticky_field)?;
     let mut reader = Reader::new(body);

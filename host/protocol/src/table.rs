@@ -34,14 +34,14 @@ pub(crate) enum Field {
 }
 
 impl<'a> Rows<'a> {
-    /// Errors: unsupported, when the version's input is no table.
+    /// Errors: invalid argument, when the version's input is no table.
     pub(crate) fn new(version: &'a Version, sticky_field: Option<&'a str>) -> Result<Self, Error> {
         let table = version.report.signature.table().filter(|table| table.dtype == DType::Fp32);
         let spec = table.ok_or_else(|| {
             let model = &version.model;
             let text =
                 format!("model {model} takes tensors, not rows of columns: call /v2/models/{model}/infer");
-            Error::new(ErrorCode::Unsupported, text)
+            Error::invalid(text)
         })?;
         let by_name =
             spec.columns.iter().enumerate().map(|(at, column)| (column.name.as_str(), at)).collect();

@@ -1,12 +1,19 @@
 //! A version to decode for, and one request in every dialect.
 
+#![allow(clippy::unwrap_used, reason = "a fixture: a panic is its way to fail")]
+
+#[cfg(test)]
 use bytes::Bytes;
 use modelhost_core::artifact::Digest;
-use modelhost_core::deployment::{Isolation, Limits, LoadReport, Package, Version};
+use modelhost_core::deployment::{Card, Isolation, Limits, LoadReport, Package, Version};
 use modelhost_core::model::{ModelName, ModelVersion, Signature};
-use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor, TensorSpec};
+#[cfg(test)]
+use modelhost_core::tensor::Tensor;
+use modelhost_core::tensor::{Column, ColumnKind, DType, TensorSpec};
 
+#[cfg(test)]
 use crate::oip_grpc::pb;
+#[cfg(test)]
 use crate::{csv, mlflow, oip_grpc, oip_rest, records, tf_serving};
 
 /// A model with one table of an age and a purpose, and one number a row.
@@ -37,12 +44,13 @@ pub(crate) fn version() -> Version {
             parameters: Vec::new(),
             columns: Vec::new(),
             capabilities: Vec::new(),
+            response_cache: false,
             isolation: None,
             limits: Limits::DEFAULT,
             examples: Vec::new(),
         },
         report: LoadReport { signature, isolation: Isolation::Request, isolation_note: None },
-        description: String::new(),
+        card: Card::default(),
         platform: String::new(),
     }
 }
@@ -60,6 +68,7 @@ pub(crate) fn with_inputs(inputs: &[(&str, DType, &[Option<u64>])]) -> Version {
     version
 }
 
+#[cfg(test)]
 pub(crate) fn fp32(name: &str, shape: &[u64], values: &[f32]) -> Tensor {
     let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     Tensor::new(name.into(), DType::Fp32, shape.to_vec(), data.into()).unwrap()

@@ -102,6 +102,11 @@ impl Catalog {
         let _writer = self.writer.lock().await;
         let latest = self.snapshot();
         let Registration { model: name, manifest, package, report } = registration;
+        if package.response_cache && report.isolation != Isolation::Request {
+            return Err(Error::invalid(
+                "response_cache: only a version that runs in fresh instances (isolation = \"request\") answers equal requests equally",
+            ));
+        }
         let insert = async |tx: &mut Transaction<'_, Sqlite>| {
             let (model_id, number) = next_version(tx, name).await?;
             let version = version_of(name, number, manifest, package, report)?;
@@ -362,7 +367,7 @@ fn version_of(
         digest: Digest::from_bytes(hash.finalize().into()),
         package,
         report,
-        description: parsed.description,
+        card: parsed.card(),
         platform,
     })
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use modelhost_core::artifact::{Artifact, Digest};
-use modelhost_core::deployment::{Example, Isolation, Limits, Package};
+use modelhost_core::deployment::{Card, Example, Isolation, Limits, Package};
 use modelhost_core::error::Error;
 use modelhost_core::infer::InferRequest;
 use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor};
@@ -28,6 +28,9 @@ pub struct Manifest {
     #[serde(default)]
     pub artifacts: Vec<String>,
     isolation: Option<IsolationKey>,
+    /// Whether equal requests may be answered from the response cache.
+    #[serde(default)]
+    response_cache: bool,
     /// Imports asked for beyond the harmless ones.
     #[serde(default)]
     pub capabilities: Vec<String>,
@@ -170,9 +173,16 @@ impl Manifest {
                 IsolationKey::Request => Isolation::Request,
                 IsolationKey::Instance => Isolation::Instance,
             }),
+            response_cache: self.response_cache,
             limits,
             examples: self.examples.iter().map(ExampleKeys::example).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// What it says for people.
+    pub fn card(&self) -> Card {
+        let training = self.training.as_ref().map(Training::rows).unwrap_or_default();
+        Card { description: self.description.clone(), author: self.author.clone(), training }
     }
 
     /// Whether the manifest asks for more than the operator allows. Errors: invalid argument, naming the limit.
@@ -190,6 +200,24 @@ impl Manifest {
             queue: asked.queue.unwrap_or(default.queue),
             artifact_bytes: mib(asked.artifact_mib, default.artifact_bytes),
         }
+    }
+}
+
+impl Training {
+    fn rows(&self) -> Vec<(String, String)> {
+        let texts = [
+            ("library", Some(&self.library)),
+            ("algorithm", self.algorithm.as_ref()),
+            ("data", self.data.as_ref()),
+            ("notebook", self.notebook.as_ref()),
+        ];
+        let texts = texts.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.clone())));
+        let metrics = self.metrics.iter().map(|(name, value)| (name.clone(), value.to_string()));
+        let parameters = self.parameters.iter().map(|(name, value)| match value {
+            toml::Value::String(text) => (name.clone(), text.clone()),
+            other => (name.clone(), other.to_string()),
+        });
+        texts.chain(metrics).chain(parameters).collect()
     }
 }
 

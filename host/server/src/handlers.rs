@@ -4,6 +4,7 @@ mod answer;
 mod csv;
 mod mlflow;
 mod oip;
+mod page;
 mod route;
 mod settings;
 mod tf_serving;
@@ -18,7 +19,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
 use hyper::http::request::Parts;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
 use modelhost_core::model::ModelName;
@@ -29,6 +30,7 @@ use modelhost_telemetry::{Metrics, Traces};
 
 pub(crate) use answer::shown;
 use answer::{JSON, body, json, refuse, wrong_method};
+use page::wants_html;
 use route::Route;
 
 use crate::body::{Bounds, Coding, ResponseBody, collect, whole};
@@ -84,7 +86,7 @@ impl Public {
             return Ok(wrong_method(route.methods()));
         }
         match route {
-            Route::Root => Ok(json(&serde_json::json!({"status": "alive"}))),
+            Route::Root => self.root(call),
             Route::Metrics => Ok(self.render_metrics()),
             Route::ServerMetadata => Ok(json(&oip_rest::server_metadata(env!("CARGO_PKG_VERSION")))),
             Route::Live => Ok(json(&serde_json::json!({"live": true}))),
@@ -100,7 +102,11 @@ impl Public {
             Route::Unload(model) => self.unload(model, call).await,
             Route::TraceSettings(target) => self.trace_settings(target, call).await,
             Route::LogSettings => self.log_settings(call).await,
+            Route::Model(target) if call.head.method == Method::GET => self.page(target, call),
             Route::Model(target) => self.short(target, call).await,
+            Route::OpenApi(target) => self.openapi(target),
+            Route::Docs(target) => self.docs(target),
+            Route::Asset(name) => Self::asset(name),
             Route::V1Predict(target) => self.tf_predict(target, call).await,
             Route::V1Unsupported(target, verb) => self.tf_unsupported(target, verb),
             Route::V1Status(target) => self.tf_status(target),
@@ -123,11 +129,13 @@ impl Public {
         Ok(())
     }
 
-    /// The short URL: records or a CSV file, by content type.
+    /// The short URL: records, a CSV file or a form, by content type.
     async fn short(self: &Arc<Self>, target: Target<'_>, call: &mut Call) -> Answer {
         let kind = call.head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
         if kind.starts_with(b"text/csv") {
             self.csv(target, call).await
+        } else if kind.starts_with(b"application/x-www-form-urlencoded") && wants_html(&call.head.headers) {
+            self.form(target, call).await
         } else {
             self.records(target, call).await
         }
@@ -192,6 +200,9 @@ impl Public {
 async fn finish(mut response: Response<ResponseBody>, call: &Call) -> Response<ResponseBody> {
     response.headers_mut().extend(call.record.headers());
     let Some(coding) = Coding::for_response(&call.head.headers) else { return response };
+    if response.headers().contains_key(CONTENT_ENCODING) {
+        return response;
+    }
     let (mut head, body) = response.into_parts();
     let ResponseBody::Whole(body) = body else { return Response::from_parts(head, body) };
     let plain =

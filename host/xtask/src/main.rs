@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod codegen;
 mod demo;
+mod fuzz;
 mod guest_target;
 mod sh;
 mod test;
@@ -47,6 +48,14 @@ enum Task {
         #[arg(value_enum)]
         what: Option<bench::What>,
     },
+    /// Fuzz every decoder, or one, and keep what was found to reach new code.
+    Fuzz {
+        /// One of `modelhost_protocol::fuzz::TARGETS`.
+        target: Option<String>,
+        /// For each target.
+        #[arg(long, default_value_t = 600)]
+        seconds: u32,
+    },
     /// What CI runs: fmt, tidy, clippy, doc, deny, test.
     Ci,
 }
@@ -59,6 +68,7 @@ fn main() -> Result<()> {
         Task::Tidy => tidy::run(),
         Task::Codegen { check } => codegen::run(check),
         Task::Bench { what } => bench::run(what),
+        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Task::Ci => test::ci(),
     }
 }

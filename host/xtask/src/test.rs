@@ -8,19 +8,22 @@ use crate::build;
 use crate::sh::{cargo, command, is_there, run, target_dir};
 
 /// Clients from PyPI that the tests drive.
-const PYTHON_CLIENTS: [&str; 6] = [
+const PYTHON_CLIENTS: [&str; 8] = [
     "tritonclient[http,grpc]==2.73.0",
     "ml_dtypes",
     "kserve==0.21.0",
     "mlflow-skinny==3.17.2",
     "pandas",
     "scipy",
+    "selenium",
+    "schemathesis",
 ];
 
 /// Builds guests, installs Python clients, runs every test.
 pub(crate) fn run_tests() -> Result<()> {
     let components = build::guests()?;
     let python = python_clients();
+    ensure_browser();
     run(cargo().args(["build", "--package", "modelhost-cli"]))?;
     let mut test = cargo();
     test.env("MODELHOST_BINARY", target_dir().join("debug/modelhost"));
@@ -34,6 +37,21 @@ pub(crate) fn run_tests() -> Result<()> {
         Err(error) => println!("no Python clients: {error:#}"),
     }
     run(&mut test)
+}
+
+/// Chromium and its driver, from Debian's packages. CI must have them; elsewhere the test that needs them says that it was skipped.
+fn ensure_browser() {
+    if std::path::Path::new("/usr/bin/chromedriver").exists() || std::env::var_os("CI").is_none() {
+        return;
+    }
+    let install =
+        |arguments: &[&str]| run(command("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive"));
+    let installed = install(&["update", "-qq"]).and_then(|()| {
+        install(&["install", "-y", "-qq", "--no-install-recommends", "chromium", "chromium-driver"])
+    });
+    if let Err(error) = installed {
+        println!("no Chromium: {error:#}");
+    }
 }
 
 /// A virtual environment with the clients, made once.

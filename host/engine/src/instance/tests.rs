@@ -31,6 +31,7 @@ fn package() -> Package {
         parameters: Vec::new(),
         columns: Vec::new(),
         capabilities: Vec::new(),
+        response_cache: false,
         isolation: Some(Isolation::Request),
         limits: Limits::DEFAULT,
         examples: Vec::new(),

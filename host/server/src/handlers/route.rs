@@ -24,6 +24,9 @@ pub(super) enum Route<'a> {
     LogSettings,
     /// The short URL.
     Model(Target<'a>),
+    OpenApi(Target<'a>),
+    Docs(Target<'a>),
+    Asset(&'a str),
     V1Predict(Target<'a>),
     /// What TF Serving or KServe have and nothing here does.
     V1Unsupported(Target<'a>, &'a str),
@@ -41,7 +44,9 @@ impl<'a> Route<'a> {
         let first = path.strip_prefix('/')?.split('/').next()?;
         match first {
             "v2" => open_inference(path.strip_prefix("/v2")?),
+            "models" if matches!(path, "/models" | "/models/") => Some(Self::Root),
             "models" => short(path.strip_prefix("/models/")?),
+            "assets" => Some(Self::Asset(path.strip_prefix("/assets/")?)),
             "v1" => v1(path.strip_prefix("/v1/models")?),
             "ping" | "health" | "version" | "invocations" => mlflow(path.strip_prefix('/')?, None),
             "" if path == "/" => Some(Self::Root),
@@ -53,11 +58,9 @@ impl<'a> Route<'a> {
     /// The methods it answers.
     pub(super) fn methods(&self) -> &'static [Method] {
         match self {
-            Self::Infer(_) | Self::Index | Self::Load(_) | Self::Unload(_) | Self::Model(_) => {
-                &[Method::POST]
-            }
+            Self::Infer(_) | Self::Index | Self::Load(_) | Self::Unload(_) => &[Method::POST],
             Self::V1Predict(_) | Self::V1Unsupported(..) | Self::Invocations(_) => &[Method::POST],
-            Self::TraceSettings(_) | Self::LogSettings => &[Method::GET, Method::POST],
+            Self::TraceSettings(_) | Self::LogSettings | Self::Model(_) => &[Method::GET, Method::POST],
             _ => &[Method::GET],
         }
     }
@@ -78,6 +81,7 @@ impl<'a> Route<'a> {
             Self::Index | Self::Load(_) | Self::Unload(_) => "repository",
             Self::TraceSettings(_) | Self::LogSettings => "settings",
             Self::Model(_) => "model",
+            Self::OpenApi(_) | Self::Docs(_) | Self::Asset(_) => "docs",
             Self::V1Predict(_) | Self::V1Unsupported(..) => "v1_predict",
             Self::V1Status(_) => "v1_status",
             Self::V1Metadata(_) => "v1_metadata",
@@ -122,12 +126,21 @@ fn open_inference(rest: &str) -> Option<Route<'_>> {
 /// `/models/{prefix}/{name}/…`: the short form.
 fn short(rest: &str) -> Option<Route<'_>> {
     let (model, rest) = split_name(rest)?;
-    if let Some(route) = mlflow(rest, Some(Target { model, version: None })) {
+    if let Some(route) = below_model(rest, Target { model, version: None }) {
         return Some(route);
     }
     let (version, verb) = rest.split_once('/').unwrap_or((rest, ""));
-    let target = Target { model, version: (!version.is_empty()).then_some(version) };
-    if verb.is_empty() { Some(Route::Model(target)) } else { mlflow(verb, Some(target)) }
+    below_model(verb, Target { model, version: Some(version) })
+}
+
+/// What follows a model or one of its versions in a short URL.
+fn below_model<'a>(path: &str, target: Target<'a>) -> Option<Route<'a>> {
+    match path {
+        "" => Some(Route::Model(target)),
+        "openapi.json" => Some(Route::OpenApi(target)),
+        "docs" | "docs/" => Some(Route::Docs(target)),
+        path => mlflow(path, Some(target)),
+    }
 }
 
 /// MLflow's paths, below a model or at the root.

@@ -1,0 +1,164 @@
+//! What fuzzers feed: every decoder, and what must hold of what it accepts. `cargo xtask fuzz` runs them; a test sends the kept corpus through
+//! them.
+
+use bytes::Bytes;
+use modelhost_core::tensor::Tensor;
+use prost::Message;
+
+use crate::oip_rest::Framing;
+use crate::testing::{version, with_inputs};
+use crate::{ReplyForm, csv, mlflow, oip_grpc, oip_rest, records, tf_serving};
+
+/// A decoder under test: takes any bytes, panics when something is wrong.
+type Target = fn(&[u8]);
+
+/// Every target by its name.
+pub const TARGETS: [(&str, Target); 8] = [
+    ("oip_rest", oip_rest_infer),
+    ("oip_raw", oip_rest_raw),
+    ("oip_control", oip_rest_control),
+    ("oip_grpc", oip_grpc_infer),
+    ("tf_serving", tf_serving_predict),
+    ("mlflow", mlflow_invocations),
+    ("records", records_rows),
+    ("csv", csv_file),
+];
+
+/// Two bytes say how much of the rest is JSON.
+fn oip_rest_infer(data: &[u8]) {
+    let Some((length, body)) = data.split_first_chunk::<2>() else { return };
+    let body = Bytes::copy_from_slice(body);
+    let header = u16::from_le_bytes(*length).to_string();
+    let framing = Framing::of((header != "65535").then_some(header.as_bytes()), body.len());
+    let Ok(Framing::Json(json)) = framing else { return };
+    let Ok((request, form)) = oip_rest::decode(&body, json) else { return };
+    echo_rest(&request.inputs, &form);
+}
+
+fn oip_rest_raw(data: &[u8]) {
+    let body = Bytes::copy_from_slice(data);
+    if let Ok((request, form)) = oip_rest::decode_raw(&body, &version().report.signature) {
+        assert_eq!(request.inputs.first().map(Tensor::data), Some(&body));
+        echo_rest(&request.inputs, &form);
+    }
+}
+
+/// What was accepted can be written, as JSON and as bytes.
+fn echo_rest(tensors: &[Tensor], form: &ReplyForm) {
+    for form in [form, &ReplyForm { binary: true, outputs: Vec::new() }] {
+        if let Ok(encoded) = oip_rest::encode(&version(), Some("id"), tensors, form) {
+            let json = encoded.json_length.unwrap_or(encoded.body.len());
+            assert!(json <= encoded.body.len());
+        }
+    }
+}
+
+fn oip_rest_control(data: &[u8]) {
+    drop(oip_rest::read_index(data));
+    drop(oip_rest::read_load(data));
+    drop(oip_rest::read_log_settings(data));
+    drop(oip_rest::read_trace_settings(data));
+}
+
+/// An echo must come back as it went: raw, and typed where the datatypes are.
+fn oip_grpc_infer(data: &[u8]) {
+    let Ok(message) = oip_grpc::pb::ModelInferRequest::decode(data) else { return };
+    let Ok((request, _)) = oip_grpc::decode(message) else { return };
+    for binary in [true, false] {
+        let form = ReplyForm { binary, outputs: Vec::new() };
+        let Ok(response) = oip_grpc::encode(&version(), None, &request.inputs, &form) else { continue };
+        let inputs =
+            response.outputs.into_iter().map(|output| oip_grpc::pb::model_infer_request::InferInputTensor {
+                name: output.name,
+                datatype: output.datatype,
+                shape: output.shape,
+                contents: output.contents,
+                ..Default::default()
+            });
+        let again = oip_grpc::pb::ModelInferRequest {
+            inputs: inputs.collect(),
+            raw_input_contents: response.raw_output_contents,
+            ..Default::default()
+        };
+        assert_eq!(oip_grpc::decode(again).map(|(request, _)| request.inputs), Ok(request.inputs.clone()));
+    }
+}
+
+/// The first byte chooses the model.
+fn tf_serving_predict(data: &[u8]) {
+    let Some((model, body)) = data.split_first() else { return };
+    let body = Bytes::copy_from_slice(body);
+    drop(tf_serving::first_field(&body, "user"));
+    if let Ok((request, layout)) = tf_serving::decode(&body, &any_version(*model), Some("user")) {
+        drop(tf_serving::encode(&request.inputs, layout));
+    }
+}
+
+fn mlflow_invocations(data: &[u8]) {
+    let Some((model, body)) = data.split_first() else { return };
+    let body = Bytes::copy_from_slice(body);
+    drop(mlflow::first_field(&body, "user"));
+    if let Ok(request) = mlflow::decode(&body, &any_version(*model), Some("user")) {
+        drop(mlflow::encode(&request.inputs));
+    }
+}
+
+fn any_version(number: u8) -> modelhost_core::deployment::Version {
+    use modelhost_core::tensor::DType;
+    let dtype = |number: u8| DType::ALL.get(usize::from(number)).copied();
+    match dtype(number) {
+        Some(dtype) => with_inputs(&[("a", dtype, &[None]), ("b", DType::Bytes, &[None, None])]),
+        None => {
+            dtype(number.wrapping_sub(20)).map_or_else(version, |dtype| with_inputs(&[("a", dtype, &[None])]))
+        }
+    }
+}
+
+fn records_rows(data: &[u8]) {
+    drop(records::first_field(data, "user"));
+    if let Ok(request) = records::decode(data, &version(), Some("user")) {
+        drop(records::encode(&version(), &request.inputs));
+    }
+}
+
+/// The first byte is the size of the pieces; they must not matter.
+fn csv_file(data: &[u8]) {
+    let Some((size, file)) = data.split_first() else { return };
+    drop(csv::first_field(file, "user"));
+    let version = version();
+    let read = |size: usize| -> Option<Vec<u8>> {
+        let mut decoder = csv::Decoder::new(&version, Some("user")).ok()?;
+        let mut all = Vec::new();
+        for piece in file.chunks(size).chain([&[][..]]) {
+            decoder.feed(piece).ok()?;
+            if let Some(request) = decoder.take().ok()? {
+                all.extend_from_slice(request.inputs.first()?.data());
+                csv::encode(&version, &request.inputs, true).ok()?;
+            }
+        }
+        Some(all)
+    };
+    assert_eq!(read(usize::from(*size).max(1)), read(file.len().max(1)));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_kept_corpus_still_passes() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus");
+        for (name, target) in TARGETS {
+            let files = fs::read_dir(corpus.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let mut count = 0;
+            for file in files {
+                target(&fs::read(file.unwrap().path()).unwrap());
+                count += 1;
+            }
+            assert!(count > 0, "no corpus for {name}");
+        }
+    }
+}

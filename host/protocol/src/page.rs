@@ -1,0 +1,435 @@
+//! A page per model: what it is, who gets which share, a form to try it, snippets. HTML that works without scripts.
+//!
+//! The form posts `application/x-www-form-urlencoded`: a field a column where the input is a table, else a field an input, its value JSON.
+
+use askama::Template;
+use modelhost_core::deployment::{Model, Version};
+use modelhost_core::error::Error;
+use modelhost_core::infer::InferRequest;
+use modelhost_core::routing::BUCKETS;
+use modelhost_core::tensor::{Column, ColumnKind, DType, DisplayShape, Tensor, TensorSpec};
+
+use crate::json::Reader;
+use crate::json_tensor::{read_nested, write_nested};
+use crate::openapi::{record, table_value};
+use crate::table::Rows;
+
+/// The list of models (`GET /`).
+#[derive(Template)]
+#[template(path = "models.html")]
+struct ModelsPage {
+    models: Vec<ModelRow>,
+}
+
+struct ModelRow {
+    name: String,
+    description: String,
+    versions: usize,
+    primary: String,
+}
+
+/// One model's page.
+#[derive(Template)]
+#[template(path = "model.html")]
+struct ModelPage<'a> {
+    name: &'a str,
+    /// Where this page and the form post to.
+    path: String,
+    /// How to reach the host.
+    origin: String,
+    /// The same without its scheme.
+    authority: &'a str,
+    version: u32,
+    explicit: bool,
+    description: &'a str,
+    author: &'a str,
+    platform: &'a str,
+    isolation: &'a str,
+    training: &'a [(String, String)],
+    versions: Vec<VersionRow>,
+    inputs: Vec<TensorRow>,
+    outputs: Vec<TensorRow>,
+    fields: Vec<Field>,
+    answer: Option<AnswerRows>,
+    error: Option<&'a str>,
+    snippet_record: Option<String>,
+    snippet_input: Option<SnippetInput>,
+}
+
+struct VersionRow {
+    number: u32,
+    share: String,
+    role: &'static str,
+    aliases: String,
+    description: String,
+}
+
+struct TensorRow {
+    name: String,
+    datatype: &'static str,
+    shape: String,
+}
+
+/// One thing to fill in.
+struct Field {
+    name: String,
+    kind: FieldKind,
+    /// As the form shows it now.
+    value: String,
+    required: bool,
+    hint: String,
+    description: String,
+}
+
+enum FieldKind {
+    Number,
+    Choice(Vec<Choice>),
+    Json,
+}
+
+struct Choice {
+    value: String,
+    chosen: bool,
+}
+
+struct AnswerRows {
+    version: u32,
+    outputs: Vec<(String, String)>,
+}
+
+struct SnippetInput {
+    name: String,
+    datatype: &'static str,
+    numpy: &'static str,
+    values: String,
+}
+
+/// What a filled-in form led to.
+#[derive(Debug)]
+pub enum Outcome<'a> {
+    /// Nothing was posted.
+    Empty,
+    /// The answer and who gave it.
+    Answered(&'a Version, &'a [Tensor]),
+    /// Why there is none.
+    Failed(&'a Error),
+}
+
+/// Writes the list of models. Errors: internal.
+pub fn models(models: &[std::sync::Arc<Model>]) -> Result<String, Error> {
+    let row = |model: &std::sync::Arc<Model>| {
+        let primary = model.policy.as_ref().map(|policy| policy.primary());
+        let described = primary.or_else(|| model.versions.keys().next_back().copied());
+        let version = described.and_then(|number| model.versions.get(&number));
+        ModelRow {
+            name: model.name.to_string(),
+            description: version.map(|version| version.card.description.clone()).unwrap_or_default(),
+            versions: model.versions.len(),
+            primary: primary.map_or_else(|| "none promoted".to_owned(), |number| format!("v{number}")),
+        }
+    };
+    render(&ModelsPage { models: models.iter().map(row).collect() })
+}
+
+/// Writes a model's page as `version` takes and gives. `explicit`: the caller named the version. `posted`: the form as it was
+/// filled in. `authority`: the host and port that the caller reached the host under, for the snippets. Errors: internal.
+pub fn model(
+    model: &Model,
+    version: &Version,
+    explicit: bool,
+    authority: &str,
+    posted: &[(String, String)],
+    outcome: &Outcome<'_>,
+) -> Result<String, Error> {
+    let signature = &version.report.signature;
+    let name = model.name.as_str();
+    let tensors = |specs: &[TensorSpec]| specs.iter().map(tensor_row).collect();
+    let example = example_fields(version);
+    let table_example = example.as_deref().filter(|_| signature.table().is_some());
+    let answer = match outcome {
+        Outcome::Answered(version, outputs) => Some(answer(version, outputs)?),
+        Outcome::Empty | Outcome::Failed(_) => None,
+    };
+    let error = match outcome {
+        Outcome::Failed(error) => Some(error.message.as_str()),
+        Outcome::Empty | Outcome::Answered(..) => None,
+    };
+    render(&ModelPage {
+        name,
+        path: if explicit {
+            format!("/models/{name}/v{}/", version.number)
+        } else {
+            format!("/models/{name}/")
+        },
+        origin: format!("http://{authority}"),
+        authority,
+        version: version.number.get(),
+        explicit,
+        description: &version.card.description,
+        author: &version.card.author,
+        platform: &version.platform,
+        isolation: version.report.isolation.as_str(),
+        training: &version.card.training,
+        versions: versions(model),
+        inputs: tensors(&signature.inputs),
+        outputs: tensors(&signature.outputs),
+        fields: fields(version, posted, example.as_deref()),
+        answer,
+        error,
+        snippet_record: table_example.map(|fields| record(fields).to_string()),
+        snippet_input: signature.inputs.first().map(|spec| snippet_input(spec, version)),
+    })
+}
+
+fn render(page: &impl Template) -> Result<String, Error> {
+    page.render().map_err(|error| Error::internal(format!("a page could not be written: {error}")))
+}
+
+fn tensor_row(spec: &TensorSpec) -> TensorRow {
+    TensorRow {
+        name: spec.name.clone(),
+        datatype: spec.dtype.as_str(),
+        shape: DisplayShape(&spec.shape).to_string(),
+    }
+}
+
+fn versions(model: &Model) -> Vec<VersionRow> {
+    let policy = model.policy.as_ref();
+    let shares = policy.map(|policy| policy.shares()).unwrap_or_default();
+    let row = |version: &std::sync::Arc<Version>| {
+        let number = version.number;
+        let share = shares.iter().find(|(other, _)| *other == number).map_or(0, |(_, buckets)| *buckets);
+        let is_challenger = policy.is_some_and(|policy| policy.challengers().contains(&number));
+        let aliases =
+            model.aliases.iter().filter(|(_, target)| **target == number).map(|(alias, _)| alias.as_str());
+        VersionRow {
+            number: number.get(),
+            share: format!("{} %", f64::from(share) * 100.0 / f64::from(BUCKETS)),
+            role: match policy {
+                Some(policy) if policy.primary() == number => "primary",
+                _ if is_challenger => "challenger",
+                _ if share > 0 => "split",
+                _ => "",
+            },
+            aliases: aliases.collect::<Vec<_>>().join(", "),
+            description: version.card.description.clone(),
+        }
+    };
+    model.versions.values().rev().map(row).collect()
+}
+
+/// What is to be filled in: with what was posted, else with the manifest's first example.
+fn fields(
+    version: &Version,
+    posted: &[(String, String)],
+    example: Option<&[(String, String, bool)]>,
+) -> Vec<Field> {
+    let value = |name: &str| {
+        let posted_value = posted.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone());
+        let example = || example?.iter().find(|(other, ..)| other == name).map(|(_, value, _)| value.clone());
+        if posted.is_empty() { example().unwrap_or_default() } else { posted_value.unwrap_or_default() }
+    };
+    match version.report.signature.table().filter(|table| table.dtype == DType::Fp32) {
+        Some(table) => table.columns.iter().map(|column| column_field(column, value(&column.name))).collect(),
+        None => {
+            let field = |spec: &TensorSpec| Field {
+                name: spec.name.clone(),
+                kind: FieldKind::Json,
+                value: value(&spec.name),
+                required: true,
+                hint: format!("{} {}", spec.dtype, DisplayShape(&spec.shape)),
+                description: String::new(),
+            };
+            version.report.signature.inputs.iter().map(field).collect()
+        }
+    }
+}
+
+fn column_field(column: &Column, value: String) -> Field {
+    let kind = match &column.kind {
+        ColumnKind::Numeric => FieldKind::Number,
+        ColumnKind::Categorical(values) => {
+            let choice = |text: &String| Choice { value: text.clone(), chosen: *text == value };
+            FieldKind::Choice(values.iter().map(choice).collect())
+        }
+    };
+    let range = match (column.minimum, column.maximum) {
+        (Some(least), Some(most)) => Some(format!("{least} to {most}")),
+        (Some(least), None) => Some(format!("from {least}")),
+        (None, Some(most)) => Some(format!("up to {most}")),
+        (None, None) => None,
+    };
+    let missing = column.missing.then(|| "may be empty".to_owned());
+    Field {
+        name: column.name.clone(),
+        kind,
+        value,
+        required: !column.missing,
+        hint: [range, column.unit.clone(), missing].into_iter().flatten().collect::<Vec<_>>().join(", "),
+        description: column.description.clone().unwrap_or_default(),
+    }
+}
+
+/// The manifest's first example as a form shows it: name, text, whether it is a number. `None` when there is none.
+pub(crate) fn example_fields(version: &Version) -> Option<Vec<(String, String, bool)>> {
+    let example = version.package.examples.first()?;
+    let Some(table) = version.report.signature.table() else {
+        let text = |tensor: &Tensor| {
+            let mut out = Vec::new();
+            write_nested(&mut out, tensor, None, false).ok()?;
+            Some((tensor.name().to_owned(), String::from_utf8(out).ok()?, false))
+        };
+        return example.request.inputs.iter().map(text).collect();
+    };
+    let row = example.request.inputs.first()?;
+    let field = |(at, column): (usize, &Column)| {
+        let value = table_value(row, at).filter(|value| !value.is_nan());
+        let (text, numeric) = match (&column.kind, value) {
+            (_, None) => (String::new(), false),
+            (ColumnKind::Numeric, Some(value)) => (value.to_string(), true),
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a category's index")]
+            (ColumnKind::Categorical(values), Some(value)) => {
+                (values.get(value as usize).cloned().unwrap_or_default(), false)
+            }
+        };
+        (column.name.clone(), text, numeric)
+    };
+    Some(table.columns.iter().enumerate().map(field).collect())
+}
+
+fn answer(version: &Version, outputs: &[Tensor]) -> Result<AnswerRows, Error> {
+    let mut rows = Vec::new();
+    for output in outputs {
+        // The form asks one row: its answer needs no list around it.
+        let row =
+            (version.report.signature.table().is_some() && output.shape().first() == Some(&1)).then_some(0);
+        let mut text = Vec::new();
+        write_nested(&mut text, output, row, false)?;
+        rows.push((output.name().to_owned(), String::from_utf8_lossy(&text).into_owned()));
+    }
+    Ok(AnswerRows { version: version.number.get(), outputs: rows })
+}
+
+fn snippet_input(spec: &TensorSpec, version: &Version) -> SnippetInput {
+    let example = version.package.examples.first().and_then(|example| example.request.inputs.first());
+    let values = example.and_then(|tensor| {
+        let mut out = Vec::new();
+        let row =
+            (tensor.shape().first().is_some_and(|rows| *rows > 0) && tensor.shape().len() > 1).then_some(0);
+        write_nested(&mut out, tensor, row, false).ok()?;
+        let text = String::from_utf8(out).ok()?;
+        Some(if row.is_some() { format!("[{text}]") } else { text })
+    });
+    let zeros = || {
+        let zero = if spec.dtype == DType::Bytes { "\"\"" } else { "0" };
+        spec.shape.iter().rev().fold(zero.to_owned(), |inner, dim| {
+            let times = dim.map_or(1, |dim| usize::try_from(dim).unwrap_or(1).min(64));
+            format!("[{}]", vec![inner; times].join(", "))
+        })
+    };
+    let numpy = match spec.dtype {
+        DType::Bool => "bool_",
+        DType::Uint8 => "uint8",
+        DType::Uint16 => "uint16",
+        DType::Uint32 => "uint32",
+        DType::Uint64 => "uint64",
+        DType::Int8 => "int8",
+        DType::Int16 => "int16",
+        DType::Int32 => "int32",
+        DType::Int64 => "int64",
+        DType::Fp16 => "float16",
+        DType::Fp64 => "float64",
+        DType::Bytes => "object_",
+        DType::Bf16 | DType::Fp32 => "float32",
+    };
+    SnippetInput {
+        name: spec.name.clone(),
+        datatype: spec.dtype.as_str(),
+        numpy,
+        values: values.unwrap_or_else(zeros),
+    }
+}
+
+/// Takes a posted form apart: names and values, in the order they came.
+pub fn read_form(body: &[u8]) -> Vec<(String, String)> {
+    form_urlencoded::parse(body).map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
+}
+
+/// Reads a form as a request. An empty field is a missing value. Errors: invalid argument naming the field.
+pub fn decode(
+    fields: &[(String, String)],
+    version: &Version,
+    sticky_field: Option<&str>,
+) -> Result<InferRequest, Error> {
+    let signature = &version.report.signature;
+    if signature.table().is_some() {
+        let mut rows = Rows::new(version, sticky_field)?;
+        for (name, value) in fields {
+            if let crate::table::Field::Column(at) = rows.field(name)? {
+                rows.text(value.as_bytes(), at)?;
+            }
+        }
+        rows.end_row()?;
+        return rows.take();
+    }
+    let mut request = InferRequest::default();
+    for (name, value) in fields {
+        let spec = signature.inputs.iter().find(|spec| spec.name == *name);
+        let spec = spec.ok_or_else(|| Error::invalid(format!("input {name:?} is not in the signature")))?;
+        let mut reader = Reader::new(value.as_bytes());
+        let (shape, data) = read_nested(&mut reader, name, spec.dtype)?;
+        reader.finish()?;
+        request.inputs.push(Tensor::new(name.clone(), spec.dtype, shape, data.into())?);
+    }
+    Ok(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{fp32, version, with_inputs};
+
+    fn page(version: &Version, posted: &[(String, String)], outcome: &Outcome<'_>) -> String {
+        let shown = Model {
+            name: version.model.clone(),
+            versions: std::collections::BTreeMap::new(),
+            policy: None,
+            previous: None,
+            aliases: std::collections::BTreeMap::new(),
+        };
+        model(&shown, version, false, "h:1", posted, outcome).unwrap()
+    }
+
+    #[test]
+    fn a_form_is_a_row() {
+        let fields = read_form(b"age=1.5&purpose=tv&user=u%31");
+        let request = decode(&fields, &version(), Some("user")).unwrap();
+        assert_eq!(request.inputs, [fp32("input", &[1, 2], &[1.5, 1.0])]);
+        let wrong = decode(&read_form(b"age=old&purpose="), &version(), None).unwrap_err();
+        assert_eq!(wrong.message, "record 0, field \"age\": \"old\" is not a number");
+    }
+
+    #[test]
+    fn a_form_is_json_where_the_input_is_no_table() {
+        let version = with_inputs(&[("x", DType::Int8, &[None])]);
+        let request = decode(&read_form(b"x=[1,2]"), &version, None).unwrap();
+        assert_eq!(format!("{:?}", request.inputs), "[x INT8[2] (2 bytes)]");
+        assert!(decode(&read_form(b"x=[1"), &version, None).is_err());
+        assert!(decode(&read_form(b"y=1"), &version, None).unwrap_err().message.contains("\"y\""));
+    }
+
+    #[test]
+    fn what_others_wrote_is_escaped() {
+        let mut version = version();
+        version.card.description = "<script>alert(1)</script>".into();
+        let posted = [("age".to_owned(), "\"><b>".to_owned())];
+        let error = Error::invalid("<i>wrong</i>");
+        let html = page(&version, &posted, &Outcome::Failed(&error));
+        for raw in ["<script>alert", "\"><b>", "<i>wrong"] {
+            assert!(!html.contains(raw), "{raw} is not escaped");
+        }
+        assert!(html.contains("<option"), "{html}");
+        let outputs = [fp32("p", &[1], &[0.25])];
+        assert!(page(&version, &posted, &Outcome::Answered(&version, &outputs)).contains("0.25"));
+    }
+}

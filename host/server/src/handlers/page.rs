@@ -1,0 +1,142 @@
+//! Pages for people: the list of models, a page and API documentation for each.
+
+use std::time::Instant;
+
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, HOST, HeaderMap, HeaderValue};
+use hyper::{Response, StatusCode};
+use modelhost_core::deployment::Version;
+use modelhost_core::error::Error;
+use modelhost_protocol::page::{self, Outcome};
+use modelhost_protocol::{openapi, status};
+use modelhost_serving::Target;
+
+use super::answer::{body, json, shown};
+use super::{Answer, Call, Public};
+use crate::body::ResponseBody;
+
+const HTML: &str = "text/html; charset=utf-8";
+
+/// Files of the documentation's viewer, compressed: `assets/swagger-ui/README.md` says which.
+const ASSETS: [(&str, &str, &[u8]); 2] = [
+    (
+        "swagger-ui-bundle.js",
+        "text/javascript",
+        include_bytes!("../../assets/swagger-ui/swagger-ui-bundle.js.gz"),
+    ),
+    ("swagger-ui.css", "text/css", include_bytes!("../../assets/swagger-ui/swagger-ui.css.gz")),
+];
+
+impl Public {
+    /// For people the list of models; for KServe V1's client whether the host lives.
+    pub(super) fn root(&self, call: &Call) -> Answer {
+        if !wants_html(&call.head.headers) {
+            return Ok(json(&serde_json::json!({"status": "alive"})));
+        }
+        Ok(body(HTML, page::models(&self.serving.models())?))
+    }
+
+    pub(super) fn page(&self, target: Target<'_>, call: &Call) -> Answer {
+        self.render(target, call, None, &[], &Outcome::Empty)
+    }
+
+    pub(super) fn openapi(&self, target: Target<'_>) -> Answer {
+        let (model, version) = self.serving.describe(target)?;
+        Ok(json(&openapi::document(&model, &version)))
+    }
+
+    pub(super) fn docs(&self, target: Target<'_>) -> Answer {
+        let (model, _) = self.serving.describe(target)?;
+        let document = match target.version {
+            Some(version) => format!("/models/{}/{version}/openapi.json", model.name),
+            None => format!("/models/{}/openapi.json", model.name),
+        };
+        // Names and versions hold no character that HTML or a string would mind.
+        let html = format!(
+            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title>\
+             <link rel=\"stylesheet\" href=\"/assets/swagger-ui.css\"></head><body><div id=\"ui\"></div>\
+             <script src=\"/assets/swagger-ui-bundle.js\"></script>\
+             <script>SwaggerUIBundle({{url: \"{document}\", dom_id: \"#ui\", validatorUrl: null}})</script>\
+             <noscript>The document itself: <a href=\"{document}\">{document}</a></noscript></body></html>",
+            model.name
+        );
+        Ok(body(HTML, html))
+    }
+
+    pub(super) fn asset(name: &str) -> Answer {
+        let found = ASSETS.iter().find(|(asset, ..)| *asset == name);
+        let (_, kind, content) =
+            found.ok_or_else(|| Error::not_found(format!("there is no asset {name:?}")))?;
+        let mut response = body(kind, *content);
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=86400"));
+        Ok(response)
+    }
+
+    /// Answers a filled-in form with the page and the answer, or with why there is none.
+    pub(super) async fn form(&self, target: Target<'_>, call: &mut Call) -> Answer {
+        let posted = page::read_form(&self.collect(call).await?);
+        let decoding = Instant::now();
+        let answered = self.answer_form(target, call, &posted, decoding).await;
+        match answered {
+            Ok(page) => Ok(page),
+            Err(error) => {
+                let error = shown(&error, &call.record.request_id);
+                let mut page = self.render(target, call, None, &posted, &Outcome::Failed(&error))?;
+                *page.status_mut() = StatusCode::from_u16(status::http(error.code)).unwrap_or_default();
+                Ok(page)
+            }
+        }
+    }
+
+    async fn answer_form(
+        &self,
+        target: Target<'_>,
+        call: &mut Call,
+        posted: &[(String, String)],
+        decoding: Instant,
+    ) -> Answer {
+        let field = |field: &str| {
+            let found = posted.iter().find(|(name, _)| name == field);
+            found.map(|(_, value)| value.clone().into_bytes())
+        };
+        let (resolved, sticky_field) = self.resolve_by(target, call, field)?;
+        let request = page::decode(posted, resolved.version(), sticky_field.as_deref())?;
+        call.record.decode = decoding.elapsed();
+        let keep = |_: &Version, outputs: &[modelhost_core::tensor::Tensor]| Ok(outputs.to_vec());
+        let outputs = call.record.predict(&resolved, request, self.request_timeout, keep).await?;
+        let version = resolved.version();
+        self.render(target, call, Some(version), posted, &Outcome::Answered(version, &outputs))
+    }
+
+    /// The page as `version` sees it, or the version that the target names.
+    fn render(
+        &self,
+        target: Target<'_>,
+        call: &Call,
+        version: Option<&Version>,
+        posted: &[(String, String)],
+        outcome: &Outcome<'_>,
+    ) -> Answer {
+        let (model, described) = self.serving.describe(target)?;
+        let version = version.unwrap_or(&described);
+        let host = call.head.headers.get(HOST).and_then(|host| host.to_str().ok());
+        let authority = call.head.uri.authority().map(hyper::http::uri::Authority::as_str).or(host);
+        let authority = authority.unwrap_or("127.0.0.1:8080");
+        let html = page::model(&model, version, target.version.is_some(), authority, posted, outcome)?;
+        Ok(page_of(html))
+    }
+}
+
+/// A page holds what callers typed: nothing in it may run or be framed.
+fn page_of(html: String) -> Response<ResponseBody> {
+    let mut response = body(HTML, html);
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'";
+    response.headers_mut().insert("content-security-policy", HeaderValue::from_static(policy));
+    response
+}
+
+/// `curl -d` calls JSON a form too, but does not ask for HTML.
+pub(super) fn wants_html(headers: &HeaderMap) -> bool {
+    let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    accepts.is_some_and(|accept| accept.contains("text/html"))
+}
