@@ -8,10 +8,13 @@
     reason = "tests: a panic is their way to fail"
 )]
 
+mod cache;
 mod cli;
 mod csv;
 mod durability;
 mod faults;
+mod hostile;
+mod observe;
 mod overload;
 mod predictions;
 mod python;

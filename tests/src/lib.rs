@@ -7,6 +7,7 @@
     reason = "a test harness: a panic is its way to fail"
 )]
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -37,8 +38,8 @@ pub struct Answer {
     pub version: Option<u32>,
     /// Its body; a string when it is not JSON.
     pub body: Value,
-    /// `retry-after`, if it is there.
-    pub retry_after: Option<String>,
+    /// Its headers, by their names in lower case.
+    pub headers: HashMap<String, String>,
 }
 
 impl Answer {
@@ -81,11 +82,13 @@ impl Client {
             response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
         };
         let version = header("modelhost-version").and_then(|text| text.parse().ok());
-        let retry_after = header("retry-after");
+        let text = |value: &ureq::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let headers =
+            response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
         let status = response.status().as_u16();
         let text = response.body_mut().with_config().limit(1 << 30).read_to_string()?;
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        Ok(Answer { status, version, body, retry_after })
+        Ok(Answer { status, version, body, headers })
     }
 
     /// GET on the public port.
@@ -216,6 +219,13 @@ impl Host {
         self.data.path()
     }
 
+    /// Stops it in order.
+    pub fn stop(mut self) {
+        if let Some(server) = self.server.take() {
+            self.runtime.block_on(server.stop());
+        }
+    }
+
     /// Stops it in order and starts another over the same data.
     pub fn restart(mut self, between: impl FnOnce(&Path)) -> Self {
         if let Some(server) = self.server.take() {
@@ -246,13 +256,20 @@ pub struct Process {
 impl Process {
     /// Starts the binary over a data folder and waits until it serves.
     pub fn start(data: &Path) -> Self {
+        Self::start_with(data, &["--log", "error"], Stdio::inherit())
+    }
+
+    /// With more arguments, its log going where `log` says.
+    pub fn start_with(data: &Path, arguments: &[&str], log: Stdio) -> Self {
         let mut child = Command::new(binary())
-            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log", "error"])
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+            .args(arguments)
             .arg("--data-dir")
             .arg(data)
             .arg("--runtimes-dir")
             .arg(components().join("runtimes"))
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .expect("the binary starts");
         let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();

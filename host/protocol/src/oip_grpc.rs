@@ -206,7 +206,7 @@ pub fn model_config(version: &Version) -> pb::ModelConfigResponse {
         input: signature.inputs.iter().map(input).collect(),
         output: signature.outputs.iter().map(output).collect(),
         backend: version.backend().to_owned(),
-        response_cache: None,
+        response_cache: Some(pb::ModelResponseCache { enable: version.package.response_cache }),
     };
     pb::ModelConfigResponse { config: Some(config) }
 }

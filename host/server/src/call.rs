@@ -8,7 +8,7 @@ use modelhost_core::error::Error;
 use modelhost_core::infer::{InferRequest, Parameter};
 use modelhost_core::model::ModelVersion;
 use modelhost_core::tensor::Tensor;
-use modelhost_serving::Resolved;
+use modelhost_serving::{Cached, Resolved};
 use modelhost_telemetry::{Finished, Trace, Traces};
 
 use crate::handlers::Public;
@@ -21,6 +21,9 @@ const REQUEST_ID_HEADER: &str = "x-request-id";
 
 /// The header that names our span. Source: W3C Trace Context, level 2 draft.
 const TRACE_HEADER: &str = "traceresponse";
+
+/// The header that says whether an answer came from the response cache: `hit` or `miss`.
+const CACHE_HEADER: &str = "modelhost-cache";
 
 /// What is known of a request, filled in on its way.
 #[derive(Debug, Clone)]
@@ -35,6 +38,8 @@ pub(crate) struct Record {
     pub(crate) received_bytes: u64,
     /// Its answer is still being made when its headers go out; who makes it says when it is done.
     pub(crate) streams: bool,
+    /// What the response cache did, where the version uses it.
+    pub(crate) cached: Option<Cached>,
     pub(crate) decode: Duration,
     pub(crate) queue: Duration,
     pub(crate) infer: Duration,
@@ -57,6 +62,7 @@ impl Record {
             version: None,
             received_bytes: 0,
             streams: false,
+            cached: None,
             decode: Duration::ZERO,
             queue: Duration::ZERO,
             infer: Duration::ZERO,
@@ -70,8 +76,16 @@ impl Record {
         let id = HeaderValue::from_str(&self.request_id).ok().map(|id| (REQUEST_ID_HEADER, id));
         let trace = self.trace.and_then(|trace| HeaderValue::from_str(&trace.to_string()).ok());
         let trace = trace.map(|trace| (TRACE_HEADER, trace));
+        let (cache, age) = match self.cached {
+            None => (None, None),
+            Some(Cached::Miss) => (Some((CACHE_HEADER, HeaderValue::from_static("miss"))), None),
+            Some(Cached::Hit(age)) => (
+                Some((CACHE_HEADER, HeaderValue::from_static("hit"))),
+                Some(("age", HeaderValue::from(age.as_secs()))),
+            ),
+        };
         let named = |(name, value)| (HeaderName::from_static(name), value);
-        [version, id, trace].into_iter().flatten().map(named)
+        [version, id, trace, cache, age].into_iter().flatten().map(named)
     }
 
     /// Runs one decoded request and encodes its answer. `limit` bounds waiting and running together; the request's own `timeout`
@@ -94,6 +108,7 @@ impl Record {
         let answer = resolved.infer(request, limit).await?;
         self.queue += answer.queued;
         self.infer += answer.ran;
+        self.cached = answer.cached;
         let encoding = Instant::now();
         let encoded = encode(resolved.version(), &answer.outputs);
         self.encode += encoding.elapsed();
@@ -144,6 +159,11 @@ impl Public {
             queue_us = micros(record.queue),
             infer_us = micros(record.infer),
             encode_us = micros(record.encode),
+            cache = match record.cached {
+                None => "",
+                Some(Cached::Hit(_)) => "hit",
+                Some(Cached::Miss) => "miss",
+            },
         );
     }
 }

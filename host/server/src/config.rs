@@ -47,6 +47,8 @@ pub struct Config {
     pub drain_timeout_ms: u64,
     /// Connections on the public port; one more waits to be accepted.
     pub max_connections: usize,
+    /// Bytes of answers kept for equal requests, over all versions whose manifest says `response_cache = true`.
+    pub response_cache_bytes: u64,
     /// Live instances at once, over all versions.
     pub instances: u32,
     /// Versions in memory at once.
@@ -111,7 +113,8 @@ impl Default for Config {
             request_timeout_ms: 60_000,
             header_timeout_ms: 10_000,
             drain_timeout_ms: 30_000,
-            max_connections: 10_000,
+            max_connections: 16_384,
+            response_cache_bytes: 64 << 20,
             instances: 1000,
             loaded_versions: 1000,
             keep_resident_bytes: 1 << 20,

@@ -26,6 +26,9 @@ use crate::grpc::Services;
 use crate::handlers::Public;
 use crate::http::{Listener, bind};
 
+/// Open files for everything but connections.
+const SPARE_FILES: u64 = 512;
+
 /// Connections on the admin port.
 const ADMIN_CONNECTIONS: usize = 256;
 
@@ -49,6 +52,7 @@ impl Server {
     /// in use), internal.
     pub async fn start(config: Config) -> Result<Self, Error> {
         config.check()?;
+        raise_file_limit(config.max_connections);
         let lock = lock_data_dir(&config.data_dir)?;
         let blobs = Blobs::open(&config.data_dir.join("blobs"))?;
         let runtimes = store_runtimes(&blobs, &config.runtimes_dir())?;
@@ -62,8 +66,11 @@ impl Server {
         let traces = config.otlp_endpoint.as_deref().map(Traces::export_to).transpose()?.unwrap_or_default();
         let engine: Arc<dyn ModelRuntime> =
             modelhost_engine::Runtime::new(config.engine(), Arc::new(blobs.clone()) as Arc<dyn BlobStore>)?;
-        let serving_config =
-            modelhost_serving::Config { loaded_versions: config.loaded_versions, ..Default::default() };
+        let serving_config = modelhost_serving::Config {
+            loaded_versions: config.loaded_versions,
+            response_cache_bytes: config.response_cache_bytes,
+            ..Default::default()
+        };
         let observer = Arc::clone(&metrics) as Arc<dyn Observer>;
         let serving = Serving::new(serving_config, Arc::clone(&engine), observer);
         serving.publish(catalog.snapshot());
@@ -170,6 +177,14 @@ impl Server {
         let public = self.public;
         // The last spans go out with blocking I/O; a thread that cannot be had costs only them.
         drop(tokio::task::spawn_blocking(move || public.traces.flush()).await);
+    }
+}
+
+/// Each connection is a file: takes as many as the system grants, and says so where they are too few.
+fn raise_file_limit(connections: usize) {
+    let files = rlimit::increase_nofile_limit(u64::MAX).unwrap_or_default();
+    if files < connections as u64 + SPARE_FILES {
+        tracing::warn!(files, connections, "the system grants fewer open files than max_connections needs");
     }
 }
 

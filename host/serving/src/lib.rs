@@ -4,12 +4,14 @@
 //! resolved its version keeps it to the end, whatever is published meanwhile.
 
 mod admission;
+mod cache;
 mod lifecycle;
 mod mirror;
 mod repository;
 mod resolve;
 mod slot;
 
+pub use cache::Cached;
 pub use lifecycle::{Config, Serving};
 pub use mirror::compare;
 pub use repository::Availability;

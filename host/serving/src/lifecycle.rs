@@ -10,6 +10,7 @@ use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::ports::{BoxFuture, Lifecycle, ModelRuntime, Observer};
 use modelhost_core::routing;
 
+use crate::cache::ResponseCache;
 use crate::mirror::Mirror;
 use crate::slot::Slot;
 
@@ -18,6 +19,8 @@ use crate::slot::Slot;
 pub struct Config {
     /// Versions in memory at once; beyond it the longest idle one that no policy names is unloaded.
     pub loaded_versions: usize,
+    /// Bytes of answers that are kept for equal requests.
+    pub response_cache_bytes: u64,
     /// Copies for challengers that wait; one more is dropped and counted.
     pub mirror_queue: usize,
     /// Bytes of those copies' tensors.
@@ -28,7 +31,13 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { loaded_versions: 1000, mirror_queue: 1024, mirror_bytes: 64 << 20, mirror_concurrency: 2 }
+        Self {
+            loaded_versions: 1000,
+            response_cache_bytes: 64 << 20,
+            mirror_queue: 1024,
+            mirror_bytes: 64 << 20,
+            mirror_concurrency: 2,
+        }
     }
 }
 
@@ -37,6 +46,7 @@ pub struct Serving {
     pub(crate) table: ArcSwap<HashMap<ModelName, Arc<Route>>>,
     pub(crate) runtime: Arc<dyn ModelRuntime>,
     pub(crate) mirror: Mirror,
+    pub(crate) cache: ResponseCache,
     observer: Arc<dyn Observer>,
     config: Config,
 }
@@ -69,6 +79,7 @@ impl Serving {
     pub fn new(config: Config, runtime: Arc<dyn ModelRuntime>, observer: Arc<dyn Observer>) -> Arc<Self> {
         Arc::new_cyclic(|serving: &Weak<Self>| Self {
             table: ArcSwap::default(),
+            cache: ResponseCache::new(config.response_cache_bytes),
             mirror: Mirror::start(&config, Arc::clone(&runtime), serving),
             runtime,
             observer,

@@ -11,6 +11,7 @@ use modelhost_core::model::ModelVersion;
 use modelhost_core::routing::{StickyKey, decide};
 use modelhost_core::tensor::Tensor;
 
+use crate::cache::Cached;
 use crate::lifecycle::{Route, Serving};
 use crate::slot::Slot;
 
@@ -38,6 +39,8 @@ pub struct Answer {
     pub queued: Duration,
     /// Running.
     pub ran: Duration,
+    /// What the response cache did, where the version uses it.
+    pub cached: Option<Cached>,
 }
 
 impl Serving {
@@ -111,21 +114,55 @@ impl Resolved {
 
     /// Answers, then shows the challengers a copy. `limit` bounds waiting and running together.
     pub async fn infer(&self, mut request: InferRequest, limit: Duration) -> Result<Answer, Error> {
-        let version = self.slot.version.number;
         request.conform(&self.slot.version.report.signature)?;
-        let deadline = Deadline::after(Instant::now(), limit);
-        let runtime = &*self.serving.runtime;
+        let start = Instant::now();
+        let deadline = Deadline::after(start, limit);
+        let answer = if self.slot.version.package.response_cache {
+            self.slot.check_available()?;
+            self.cached(&request, start, deadline).await?
+        } else {
+            self.run(&request, deadline).await?
+        };
+        if !self.mirrors.is_empty() {
+            let version = self.slot.version.number;
+            self.serving.mirror.send(version, &self.mirrors, request, &answer.outputs);
+        }
+        Ok(answer)
+    }
+
+    async fn run(&self, request: &InferRequest, deadline: Deadline) -> Result<Answer, Error> {
         let was_ready = self.slot.is_ready();
-        let result = self.slot.infer(runtime, &request, deadline, Role::Primary).await;
+        let result = self.slot.infer(&*self.serving.runtime, request, deadline, Role::Primary).await;
         if !was_ready {
             self.serving.make_room(&self.slot);
         }
         let (outputs, timing) = result?;
-        let outputs = Arc::new(outputs);
-        if !self.mirrors.is_empty() {
-            self.serving.mirror.send(version, &self.mirrors, request, &outputs);
+        Ok(Answer { outputs: Arc::new(outputs), queued: timing.queued, ran: timing.ran, cached: None })
+    }
+
+    async fn cached(
+        &self,
+        request: &InferRequest,
+        start: Instant,
+        deadline: Deadline,
+    ) -> Result<Answer, Error> {
+        let mut ran = None;
+        let run = async {
+            let answer = self.run(request, deadline).await?;
+            let outputs = Arc::clone(&answer.outputs);
+            ran = Some(answer);
+            Ok(outputs)
+        };
+        let found = self.serving.cache.answer(&self.slot.version, request, deadline.instant(), run).await;
+        let took = start.elapsed();
+        let (outputs, cached) = found?;
+        match cached {
+            Cached::Hit(_) => self.slot.recorder.cache_hit(took),
+            Cached::Miss => self.slot.recorder.cache_miss(took),
         }
-        Ok(Answer { outputs, queued: timing.queued, ran: timing.ran })
+        let (queued, ran) =
+            ran.map_or((Duration::ZERO, Duration::ZERO), |answer| (answer.queued, answer.ran));
+        Ok(Answer { outputs, queued, ran, cached: Some(cached) })
     }
 }
 

@@ -76,6 +76,14 @@ impl Slot {
         self.withdrawn.store(false, Ordering::Relaxed);
     }
 
+    /// Errors: unavailable, when it is withdrawn.
+    pub(crate) fn check_available(&self) -> Result<(), Error> {
+        if self.withdrawn.load(Ordering::Relaxed) {
+            return Err(self.name_version(Error::new(ErrorCode::Unavailable, "it is unloaded")));
+        }
+        Ok(())
+    }
+
     /// Why it cannot answer: withdrawn, or it failed to load and is not tried again yet.
     pub(crate) fn unavailable(&self) -> Option<String> {
         if self.withdrawn.load(Ordering::Relaxed) {

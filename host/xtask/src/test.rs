@@ -8,7 +8,7 @@ use crate::build;
 use crate::sh::{cargo, command, is_there, run, target_dir};
 
 /// Clients from PyPI that the tests drive.
-const PYTHON_CLIENTS: [&str; 8] = [
+const PYTHON_CLIENTS: [&str; 9] = [
     "tritonclient[http,grpc]==2.73.0",
     "ml_dtypes",
     "kserve==0.21.0",
@@ -17,6 +17,7 @@ const PYTHON_CLIENTS: [&str; 8] = [
     "scipy",
     "selenium",
     "schemathesis",
+    "opentelemetry-proto",
 ];
 
 /// Builds guests, installs Python clients, runs every test.

@@ -39,6 +39,7 @@ pub fn model_config(version: &Version) -> Value {
         "max_batch_size": 0,
         "input": signature.inputs.iter().map(tensor).collect::<Vec<_>>(),
         "output": signature.outputs.iter().map(tensor).collect::<Vec<_>>(),
+        "response_cache": {"enable": version.package.response_cache},
     })
 }
 
