@@ -101,3 +101,15 @@ fn a_fresh_instance_remembers_nothing_and_a_warm_one_does() {
     host.client.register("demo/warm", &Package::fault("count", "isolation = 'instance'"), true);
     assert_eq!([count("/v2/models/demo/warm/infer"), count("/v2/models/demo/warm/infer")], [1.0, 2.0]);
 }
+
+/// Who waits no longer than the plugin may run is not told that the plugin failed.
+#[test]
+fn a_callers_own_deadline_is_not_the_plugins_fault() {
+    let host = Host::start();
+    host.client.register("demo/m", &Package::fault("spin", "limits = { deadline_ms = 20000 }"), true);
+    let mut request = x(&[1.0]);
+    request["parameters"] = serde_json::json!({"timeout": 20_000}); // microseconds
+    let answer = host.client.post("/v2/models/demo/m/infer", &request);
+    assert_eq!((answer.status, &answer.body["code"]), (504, &"deadline_exceeded".into()), "{answer:?}");
+    assert!(answer.error().ends_with("the request's deadline passed while the plugin ran"), "{answer:?}");
+}

@@ -25,16 +25,20 @@ fn succeeds(command: &mut Command) {
     );
 }
 
-/// Runs a script of `tests/python` against the host.
+/// Runs a script of `tests/python` against the host's public port.
 fn run(script: &str, host: &Host, arguments: &[&std::path::Path]) {
+    run_at(script, host.client.url.trim_start_matches("http://"), arguments);
+}
+
+fn run_at(script: &str, address: &str, arguments: &[&std::path::Path]) {
     let Some(mut python) = python() else { return };
-    let address = host.client.url.trim_start_matches("http://");
     succeeds(python.arg(root().join("tests/python").join(script)).arg(address).args(arguments));
 }
 
 /// One echo a datatype, models that fail, and a real one.
 fn host() -> Host {
     let host = Host::start_with(|config| {
+        config.grpc_listen = Some(([127, 0, 0, 1], 0).into());
         config.repository_control = true;
         config.default_model = Some("demo/credit".to_owned());
     });
@@ -43,7 +47,11 @@ fn host() -> Host {
         host.client.register(&format!("demo/echo-{dtype}"), &package, true);
     }
     host.client.register("demo/fails", &Package::fault("fail", ""), true);
-    host.client.register("demo/spins", &Package::fault("spin", "[limits]\ndeadline_ms = 20000"), true);
+    host.client.register(
+        "demo/spins",
+        &Package::fault("spin", "limits = { deadline_ms = 60000, concurrency = 1, queue = 0 }"),
+        true,
+    );
     host.client.register("demo/credit", &Package::folder("examples/credit-risk/xgboost"), true);
     host
 }
@@ -51,6 +59,13 @@ fn host() -> Host {
 #[test]
 fn tritonclient_accepts_the_answers() {
     run("tritonclient_all.py", &host(), &[]);
+}
+
+#[test]
+fn grpc_services_answer_on_both_ports() {
+    let host = host();
+    run("grpc_services.py", &host, &[]);
+    run_at("grpc_services.py", &host.grpc_address().unwrap().to_string(), &[]);
 }
 
 #[test]

@@ -219,6 +219,11 @@ impl Host {
         self.data.path()
     }
 
+    /// Where gRPC is served besides the public port, if it is.
+    pub fn grpc_address(&self) -> Option<std::net::SocketAddr> {
+        self.server.as_ref().and_then(Server::grpc_address)
+    }
+
     /// Stops it in order.
     pub fn stop(mut self) {
         if let Some(server) = self.server.take() {

@@ -20,6 +20,9 @@ pub(crate) fn of_call(error: &wasmtime::Error, state: &State, limit_ms: u128) ->
     if error.is::<PoolConcurrencyLimitError>() {
         return Error::new(ErrorCode::ResourceExhausted, "every instance slot of this host is in use");
     }
+    if error.is::<DeadlinePassed>() && state.stop.is_callers {
+        return Error::new(ErrorCode::DeadlineExceeded, "the request's deadline passed while the plugin ran");
+    }
     let what = if error.is::<DeadlinePassed>() {
         format!("the plugin did not answer within its deadline of {limit_ms} ms")
     } else if state.memory.refused {

@@ -1,7 +1,7 @@
 //! A loaded version: hands every request a fresh instance of its snapshot, or a warm instance.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use modelhost_core::deployment::{LoadReport, Package};
 use modelhost_core::error::Error;
@@ -14,7 +14,7 @@ use wasmtime::{Engine, Store};
 use crate::bindings::{Runtime, RuntimePre};
 use crate::convert::{self, RequestParts};
 use crate::fault;
-use crate::state::{Files, State};
+use crate::state::{Files, State, Stop};
 
 /// A guest ready to be called.
 pub(crate) struct Instance {
@@ -91,7 +91,7 @@ pub(crate) struct Loaded {
 impl Loaded {
     async fn answer(&self, request: &InferRequest, deadline: Deadline) -> Result<Vec<Tensor>, Error> {
         // The guest's own bound, or the caller's if that is nearer.
-        let stop = (Instant::now() + self.limit).min(deadline.instant());
+        let stop = Stop::after(self.limit).or_callers(deadline);
         let outputs = match &self.instances {
             Instances::Fresh => {
                 let store = State::store(&self.engine, self.memory_bytes, stop, None);
@@ -116,12 +116,12 @@ impl Loaded {
     }
 
     /// One more warm instance, which loads its model first. The number is bounded by the version's concurrency.
-    async fn start_warm(&self, stop: Instant) -> Result<Instance, Error> {
+    async fn start_warm(&self, stop: Stop) -> Result<Instance, Error> {
         let Instances::Warm { blobs, package, load_limit, .. } = &self.instances else {
             return Err(Error::internal("a version without warm instances was asked for one"));
         };
         let files = read_files(&**blobs, package).await?;
-        let store = State::store(&self.engine, self.memory_bytes, Instant::now() + *load_limit, Some(files));
+        let store = State::store(&self.engine, self.memory_bytes, Stop::after(*load_limit), Some(files));
         let mut instance = Instance::start(&self.pre, store, *load_limit).await?;
         instance.load(package, *load_limit).await?;
         State::renew(&mut instance.store, stop);

@@ -1,7 +1,7 @@
 //! From a package to a version that answers: verify, compile, load, snapshot, compile the snapshot, warm.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use modelhost_core::deployment::{Isolation, LoadReport, Package};
@@ -17,7 +17,7 @@ use crate::bindings::RuntimePre;
 use crate::cache::{Cache, Key};
 use crate::compile::{self, Config};
 use crate::instance::{Instance, Instances, Loaded, read_files};
-use crate::state::{Files, State};
+use crate::state::{Files, State, Stop};
 use crate::{examples, fault, state, verify};
 
 /// Compiling uses every core: one version at a time leaves the others to the requests.
@@ -106,7 +106,7 @@ impl Runtime {
         })?;
         let Scratch { mut instance, raw, signature } = self.run_load(package, &component, files).await?;
         // Reading the memory out calls into the component too, and must not end at the load's deadline.
-        State::renew(&mut instance.store, Instant::now() + SNAPSHOT_DEADLINE);
+        State::renew(&mut instance.store, Stop::after(SNAPSHOT_DEADLINE));
         let mut access = WasmtimeWizerComponent { store: &mut instance.store, instance: raw };
         let snapshot = wizer
             .snapshot_component(&context, &mut access)
@@ -155,8 +155,7 @@ impl Runtime {
         verify::verify(&self.engine, component, &package.capabilities)?;
         let limit = self.config.load_deadline;
         let pre = self.link(component)?;
-        let store =
-            State::store(&self.engine, package.limits.memory_bytes, Instant::now() + limit, Some(files));
+        let store = State::store(&self.engine, package.limits.memory_bytes, Stop::after(limit), Some(files));
         let (mut instance, raw) = start_with_raw(&pre, store, limit).await?;
         let signature = instance.load(package, limit).await.map_err(|error| in_step("load", error))?;
         Ok(Scratch { instance, raw, signature })

@@ -1,8 +1,9 @@
 //! The host's side of one instance: what a guest reaches through its imports. Lives as long as its store.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use modelhost_core::infer::Deadline;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::random::Deterministic;
@@ -20,12 +21,33 @@ const MAX_LOG_BYTES: usize = 4096;
 /// What a guest draws when it asks for randomness: the golden ratio's digits, the same for every request.
 const RANDOM: [u8; 16] = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834_u128.to_be_bytes();
 
+/// When a guest is stopped, and whose bound that is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stop {
+    pub(crate) at: Instant,
+    /// The caller waits no longer; the guest's own limit lies later.
+    pub(crate) is_callers: bool,
+}
+
+impl Stop {
+    /// After the guest's own limit.
+    pub(crate) fn after(limit: Duration) -> Self {
+        Self { at: Instant::now() + limit, is_callers: false }
+    }
+
+    /// No later than the caller's deadline.
+    pub(crate) fn or_callers(self, deadline: Deadline) -> Self {
+        let callers = Self { at: deadline.instant(), is_callers: true };
+        if callers.at < self.at { callers } else { self }
+    }
+}
+
 /// What `load` may read: names and contents, in the manifest's order.
 pub(crate) type Files = Vec<(String, Bytes)>;
 
 pub(crate) struct State {
     pub(crate) memory: MemoryLimit,
-    pub(crate) deadline: Instant,
+    pub(crate) stop: Stop,
     /// Only while `load` runs.
     pub(crate) files: Option<Files>,
     /// The last line logged as an error: a panic's message, for the fault's text.
@@ -36,19 +58,14 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// A store for one instance. Its guest is stopped at `deadline`, and lets others run once an epoch.
-    pub(crate) fn store(
-        engine: &Engine,
-        memory_bytes: u64,
-        deadline: Instant,
-        files: Option<Files>,
-    ) -> Store<Self> {
+    /// A store for one instance. Its guest is stopped at `stop`, and lets others run once an epoch.
+    pub(crate) fn store(engine: &Engine, memory_bytes: u64, stop: Stop, files: Option<Files>) -> Store<Self> {
         let memory = MemoryLimit::new(memory_bytes);
-        let state = Self { memory, deadline, files, last_error: None, log_lines: 0, wasi: None };
+        let state = Self { memory, stop, files, last_error: None, log_lines: 0, wasi: None };
         let mut store = Store::new(engine, state);
         store.limiter(|state| &mut state.memory);
         store.epoch_deadline_callback(|context| {
-            if Instant::now() < context.data().deadline {
+            if Instant::now() < context.data().stop.at {
                 Ok(UpdateDeadline::Yield(1))
             } else {
                 Err(DeadlinePassed.into())
@@ -59,10 +76,10 @@ impl State {
     }
 
     /// Between two requests to a warm instance.
-    pub(crate) fn renew(store: &mut Store<Self>, deadline: Instant) {
+    pub(crate) fn renew(store: &mut Store<Self>, stop: Stop) {
         store.set_epoch_deadline(1);
         let state = store.data_mut();
-        state.deadline = deadline;
+        state.stop = stop;
         state.log_lines = 0;
         state.last_error = None;
     }

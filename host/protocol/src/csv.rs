@@ -27,6 +27,7 @@ pub struct Decoder<'a> {
     /// Its place in the line.
     at: usize,
     in_header: bool,
+    started: bool,
 }
 
 impl<'a> Decoder<'a> {
@@ -40,12 +41,21 @@ impl<'a> Decoder<'a> {
             field: Vec::new(),
             at: 0,
             in_header: true,
+            started: false,
         })
     }
 
     /// Reads the next piece of the file; an empty one ends it. Errors: invalid argument naming record and field.
-    pub fn feed(&mut self, mut piece: &[u8]) -> Result<(), Error> {
+    pub fn feed(&mut self, piece: &[u8]) -> Result<(), Error> {
         let ends = piece.is_empty();
+        // The reader drops a byte order mark only if it comes whole: it never does, and the header's first name is trimmed instead.
+        let first = if std::mem::replace(&mut self.started, true) { 0 } else { 1 };
+        let (first, rest) = piece.split_at_checked(first).unwrap_or((piece, &[]));
+        self.read(first, ends)?;
+        self.read(rest, ends)
+    }
+
+    fn read(&mut self, mut piece: &[u8], ends: bool) -> Result<(), Error> {
         let mut buffer = [0; 256];
         loop {
             // The reader takes an empty piece for the end of the file.

@@ -8,7 +8,7 @@ use crate::build;
 use crate::sh::{cargo, command, is_there, run, target_dir};
 
 /// Clients from PyPI that the tests drive.
-const PYTHON_CLIENTS: [&str; 9] = [
+const PYTHON_CLIENTS: [&str; 11] = [
     "tritonclient[http,grpc]==2.73.0",
     "ml_dtypes",
     "kserve==0.21.0",
@@ -18,6 +18,8 @@ const PYTHON_CLIENTS: [&str; 9] = [
     "selenium",
     "schemathesis",
     "opentelemetry-proto",
+    "grpcio-health-checking",
+    "grpcio-reflection",
 ];
 
 /// Builds guests, installs Python clients, runs every test.

@@ -1,5 +1,7 @@
 //! Nothing of one request reaches the next, whatever way the pool resets its slots.
 
+use std::time::Instant;
+
 use modelhost_core::artifact::Digest;
 use modelhost_core::deployment::{Isolation, Limits};
 use modelhost_core::ports::ModelRuntime;
@@ -114,7 +116,7 @@ fn a_warm_instance_finds_what_it_left() {
     };
     let loaded = loaded(&Config { instances: 4, ..Config::new(dir.path().to_owned()) }, warm);
     run(async {
-        let store = State::store(&loaded.engine, loaded.memory_bytes, Instant::now() + loaded.limit, None);
+        let store = State::store(&loaded.engine, loaded.memory_bytes, Stop::after(loaded.limit), None);
         let instance = Instance::start(&loaded.pre, store, loaded.limit).await.unwrap();
         if let Instances::Warm { idle, .. } = &loaded.instances {
             idle.lock().unwrap().push(instance);
