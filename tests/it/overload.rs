@@ -73,3 +73,27 @@ fn spinning_guests_do_not_stop_others() {
         assert!(spinning.iter().all(|thread| !thread.is_finished()), "the others were answered meanwhile");
     });
 }
+
+#[test]
+fn artifacts_beyond_their_limit_are_refused() {
+    let host = Host::start_with(|config| config.limits.artifact_mib = 2);
+    let with = |limit: &str, bytes: usize| {
+        let mut package = Package::fault("echo", &format!("artifacts = ['a.bin']\n{limit}"));
+        package.files.push(("a.bin".into(), vec![7; bytes]));
+        host.client.try_register("demo/m", &package, false).unwrap()
+    };
+    for (limit, bytes, expected) in [
+        ("", 3 << 20, "the artifacts have 3145728 bytes: limit artifact_mib = 2 allows fewer"),
+        ("limits = { artifact_mib = 1 }", 2 << 20, "limit artifact_mib = 1 allows fewer"),
+        (
+            "limits = { artifact_mib = 3 }",
+            1,
+            "limit artifact_mib = 3 is outside what the operator allows: 1 to 2",
+        ),
+    ] {
+        let answer = with(limit, bytes);
+        assert_eq!(answer.status, 400, "{answer:?}");
+        assert!(answer.error().contains(expected), "{answer:?}");
+    }
+    assert_eq!(with("limits = { artifact_mib = 1 }", 1 << 20).status, 200);
+}

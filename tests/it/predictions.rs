@@ -37,6 +37,10 @@ fn open_inference_protocol_over_rest() {
     assert_eq!(metadata["versions"], json!(["1"]));
     assert_eq!(client.get("/v2/models/demo/echo/ready").body, json!({"name": "demo/echo", "ready": true}));
 
+    let head = client.send("HEAD", &format!("{}/v2/health/ready", client.url), b"", &[]).unwrap();
+    assert_eq!((head.status, head.body), (200, Value::String(String::new())));
+    assert_eq!(client.get("/v2/models/demo%2Fecho/ready").status, 200);
+
     let mut request = x(&[1.5, -2.0]);
     request["id"] = "a-7".into();
     for path in ["/v2/models/demo/echo/infer", "/v2/models/demo/echo/versions/v1/infer"] {

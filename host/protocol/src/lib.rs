@@ -1,6 +1,7 @@
 //! Dialects: wire bytes to and from the one `InferRequest`. No sockets, no dialect knows another.
 
 mod classification;
+mod example;
 mod json;
 mod json_named;
 mod json_tensor;

@@ -2,10 +2,10 @@
 //! Protocol.
 
 use modelhost_core::deployment::{Model, Version};
-use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor, TensorSpec};
+use modelhost_core::tensor::{Column, ColumnKind, DType, TensorSpec};
 use serde_json::{Map, Value, json};
 
-use crate::page::example_fields;
+use crate::example;
 
 /// The document of one model, as `version` takes and gives; paths without a version go by the model's policy.
 pub fn document(model: &Model, version: &Version) -> Value {
@@ -25,7 +25,7 @@ pub fn document(model: &Model, version: &Version) -> Value {
     add(format!("/models/{name}/"), "get", page);
     if signature.table().is_some() {
         let rows = records_schema(version);
-        let example = example_fields(version).map(|fields| json!([record(&fields)]));
+        let example = example::fields(version).map(|fields| json!([example::record(&fields)]));
         let mut json_body = json!({"schema": rows});
         if let (Some(example), Some(body)) = (example, json_body.as_object_mut()) {
             body.insert("example".into(), example);
@@ -306,20 +306,6 @@ fn response_schema(outputs: &[TensorSpec]) -> Value {
             "shape": {"type": "array", "items": {"type": "integer"}},
         }, "required": ["name", "datatype", "shape"]}},
     }, "required": ["model_name", "model_version", "outputs"]})
-}
-
-/// Fields as a JSON record: numbers as numbers, missing ones left out.
-pub(crate) fn record(fields: &[(String, String, bool)]) -> Value {
-    let value = |(name, text, numeric): &(String, String, bool)| {
-        let number = numeric.then(|| text.parse::<f64>().ok()).flatten();
-        (name.clone(), number.map_or_else(|| Value::from(text.as_str()), Value::from))
-    };
-    Value::Object(fields.iter().filter(|(_, text, _)| !text.is_empty()).map(value).collect())
-}
-
-/// One element of a table's row.
-pub(crate) fn table_value(tensor: &Tensor, at: usize) -> Option<f32> {
-    tensor.data().as_chunks::<4>().0.get(at).map(|bytes| f32::from_le_bytes(*bytes))
 }
 
 #[cfg(test)]

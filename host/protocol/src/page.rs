@@ -9,9 +9,9 @@ use modelhost_core::infer::InferRequest;
 use modelhost_core::routing::BUCKETS;
 use modelhost_core::tensor::{Column, ColumnKind, DType, DisplayShape, Tensor, TensorSpec};
 
+use crate::example::{self, ExampleField};
 use crate::json::Reader;
 use crate::json_tensor::{read_nested, write_nested};
-use crate::openapi::{record, table_value};
 use crate::table::Rows;
 
 /// The list of models (`GET /`).
@@ -144,7 +144,7 @@ pub fn model(
     let signature = &version.report.signature;
     let name = model.name.as_str();
     let tensors = |specs: &[TensorSpec]| specs.iter().map(tensor_row).collect();
-    let example = example_fields(version);
+    let example = example::fields(version);
     let table_example = example.as_deref().filter(|_| signature.table().is_some());
     let answer = match outcome {
         Outcome::Answered(version, outputs) => Some(answer(version, outputs)?),
@@ -176,7 +176,7 @@ pub fn model(
         fields: fields(version, posted, example.as_deref()),
         answer,
         error,
-        snippet_record: table_example.map(|fields| record(fields).to_string()),
+        snippet_record: table_example.map(|fields| example::record(fields).to_string()),
         snippet_input: signature.inputs.first().map(|spec| snippet_input(spec, version)),
     })
 }
@@ -219,14 +219,10 @@ fn versions(model: &Model) -> Vec<VersionRow> {
 }
 
 /// What is to be filled in: with what was posted, else with the manifest's first example.
-fn fields(
-    version: &Version,
-    posted: &[(String, String)],
-    example: Option<&[(String, String, bool)]>,
-) -> Vec<Field> {
+fn fields(version: &Version, posted: &[(String, String)], example: Option<&[ExampleField]>) -> Vec<Field> {
     let value = |name: &str| {
         let posted_value = posted.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone());
-        let example = || example?.iter().find(|(other, ..)| other == name).map(|(_, value, _)| value.clone());
+        let example = || example?.iter().find(|field| field.name == name).map(|field| field.text.clone());
         if posted.is_empty() { example().unwrap_or_default() } else { posted_value.unwrap_or_default() }
     };
     match version.report.signature.table().filter(|table| table.dtype == DType::Fp32) {
@@ -268,33 +264,6 @@ fn column_field(column: &Column, value: String) -> Field {
         hint: [range, column.unit.clone(), missing].into_iter().flatten().collect::<Vec<_>>().join(", "),
         description: column.description.clone().unwrap_or_default(),
     }
-}
-
-/// The manifest's first example as a form shows it: name, text, whether it is a number. `None` when there is none.
-pub(crate) fn example_fields(version: &Version) -> Option<Vec<(String, String, bool)>> {
-    let example = version.package.examples.first()?;
-    let Some(table) = version.report.signature.table() else {
-        let text = |tensor: &Tensor| {
-            let mut out = Vec::new();
-            write_nested(&mut out, tensor, None, false).ok()?;
-            Some((tensor.name().to_owned(), String::from_utf8(out).ok()?, false))
-        };
-        return example.request.inputs.iter().map(text).collect();
-    };
-    let row = example.request.inputs.first()?;
-    let field = |(at, column): (usize, &Column)| {
-        let value = table_value(row, at).filter(|value| !value.is_nan());
-        let (text, numeric) = match (&column.kind, value) {
-            (_, None) => (String::new(), false),
-            (ColumnKind::Numeric, Some(value)) => (value.to_string(), true),
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a category's index")]
-            (ColumnKind::Categorical(values), Some(value)) => {
-                (values.get(value as usize).cloned().unwrap_or_default(), false)
-            }
-        };
-        (column.name.clone(), text, numeric)
-    };
-    Some(table.columns.iter().enumerate().map(field).collect())
 }
 
 fn answer(version: &Version, outputs: &[Tensor]) -> Result<AnswerRows, Error> {

@@ -153,7 +153,10 @@ impl Coding {
     }
 
     /// The plain bytes behind coded ones.
-    pub(crate) fn decoder(self, coded: impl AsyncBufRead + Send + 'static) -> Pin<Box<dyn AsyncRead + Send>> {
+    pub(crate) fn decoder<'a>(
+        self,
+        coded: impl AsyncBufRead + Send + 'a,
+    ) -> Pin<Box<dyn AsyncRead + Send + 'a>> {
         match self {
             Self::Gzip => {
                 let mut decoder = GzipDecoder::new(coded);
@@ -207,7 +210,11 @@ pub(crate) struct Bounds {
 
 /// The whole body, decompressed. Errors: too large, before or after decompression; deadline exceeded while it arrives; invalid
 /// argument, when it ends early or is not what its coding says; unsupported format.
-pub(crate) async fn collect(headers: &HeaderMap, body: Incoming, bounds: Bounds) -> Result<Bytes, Error> {
+pub(crate) async fn collect(
+    headers: &HeaderMap,
+    body: &mut Incoming,
+    bounds: Bounds,
+) -> Result<Bytes, Error> {
     let coding = Coding::of_request(headers)?;
     if body.size_hint().lower() > bounds.most as u64 {
         return Err(too_large(bounds.most));
@@ -227,7 +234,18 @@ pub(crate) async fn collect(headers: &HeaderMap, body: Incoming, bounds: Bounds)
     tokio::time::timeout(bounds.time, collected).await.map_err(late)?
 }
 
-async fn decompress(coding: Coding, body: Limited<Incoming>, most: usize) -> Result<Bytes, Error> {
+/// Bytes and time that a refused request may still send: a connection closed on a sender takes the refusal with it.
+const LINGER_BYTES: usize = 1 << 20;
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Reads and forgets the rest of a refused request's body, within bounds.
+pub(crate) async fn drain(body: Incoming) {
+    let mut rest = Limited::new(body, LINGER_BYTES);
+    let read = async { while let Some(Ok(_)) = rest.frame().await {} };
+    drop(tokio::time::timeout(LINGER, read).await); // whoever sends on is cut off
+}
+
+async fn decompress(coding: Coding, body: Limited<&mut Incoming>, most: usize) -> Result<Bytes, Error> {
     let coded = StreamReader::new(BodyDataStream::new(body).map_err(io::Error::other));
     let mut decoder = coding.decoder(coded);
     let mut plain = BytesMut::new();

@@ -1,12 +1,12 @@
 //! One request on its way: what it is, and what the access log and the metrics say of it afterwards.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use modelhost_core::deployment::Version;
 use modelhost_core::error::Error;
 use modelhost_core::infer::{InferRequest, Parameter};
-use modelhost_core::model::ModelVersion;
 use modelhost_core::tensor::Tensor;
 use modelhost_serving::{Cached, Resolved};
 use modelhost_telemetry::{Finished, Trace, Traces};
@@ -33,8 +33,8 @@ pub(crate) struct Record {
     pub(crate) request_id: String,
     /// Its place in a trace, where somebody traces.
     pub(crate) trace: Option<Trace>,
-    pub(crate) model: String,
-    pub(crate) version: Option<ModelVersion>,
+    /// Who answers, once that is decided.
+    pub(crate) version: Option<Arc<Version>>,
     pub(crate) received_bytes: u64,
     /// Its answer is still being made when its headers go out; who makes it says when it is done.
     pub(crate) streams: bool,
@@ -58,7 +58,6 @@ impl Record {
                 .filter(|id| is_request_id(id))
                 .map_or_else(own_id, str::to_owned),
             trace,
-            model: String::new(),
             version: None,
             received_bytes: 0,
             streams: false,
@@ -72,7 +71,8 @@ impl Record {
 
     /// The headers that every answer carries: who answered, which request it was, where in which trace.
     pub(crate) fn headers(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
-        let version = self.version.map(|version| (VERSION_HEADER, HeaderValue::from(version.get())));
+        let version = self.version.as_ref();
+        let version = version.map(|version| (VERSION_HEADER, HeaderValue::from(version.number.get())));
         let id = HeaderValue::from_str(&self.request_id).ok().map(|id| (REQUEST_ID_HEADER, id));
         let trace = self.trace.and_then(|trace| HeaderValue::from_str(&trace.to_string()).ok());
         let trace = trace.map(|trace| (TRACE_HEADER, trace));
@@ -86,6 +86,12 @@ impl Record {
         };
         let named = |(name, value)| (HeaderName::from_static(name), value);
         [version, id, trace, cache, age].into_iter().flatten().map(named)
+    }
+
+    /// The model and the number of the version that answers, once that is decided.
+    pub(crate) fn names(&self) -> (&str, Option<u32>) {
+        let version = self.version.as_ref();
+        (version.map_or("", |version| version.model.as_str()), version.map(|version| version.number.get()))
     }
 
     /// Runs one decoded request and encodes its answer. `limit` bounds waiting and running together; the request's own `timeout`
@@ -122,14 +128,14 @@ impl Public {
     pub(crate) fn answered(&self, route: &'static str, status: u16, sent_bytes: u64, record: &Record) {
         self.metrics.http_request(route, status);
         let took = record.started.elapsed();
-        let version = record.version.map(|version| version.get());
+        let (model, version) = record.names();
         if let Some(trace) = &record.trace {
             self.traces.end(
                 trace,
                 &Finished {
                     name: route,
                     took,
-                    model: &record.model,
+                    model,
                     version,
                     status,
                     parts: [
@@ -150,7 +156,7 @@ impl Public {
             route,
             status,
             request_id = record.request_id,
-            model = record.model,
+            model,
             version = version.unwrap_or_default(),
             received_bytes = record.received_bytes,
             sent_bytes,

@@ -9,6 +9,7 @@ mod route;
 mod settings;
 mod tf_serving;
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +34,7 @@ use answer::{JSON, body, json, refuse, wrong_method};
 use page::wants_html;
 use route::Route;
 
-use crate::body::{Bounds, Coding, ResponseBody, collect, whole};
+use crate::body::{Bounds, Coding, ResponseBody, collect, drain, whole};
 use crate::call::Record;
 
 /// What the public port serves from.
@@ -66,13 +67,21 @@ impl Public {
     ) -> Result<Response<ResponseBody>, Infallible> {
         let (head, body) = request.into_parts();
         let record = Record::begin(&head.headers, &self.traces);
-        let path = head.uri.path().to_owned();
+        let uri = head.uri.clone();
+        // Some clients escape the slash of a model's name.
+        let path = match uri.path() {
+            path if path.contains('%') => Cow::Owned(path.replace("%2F", "/").replace("%2f", "/")),
+            path => Cow::Borrowed(path),
+        };
         let mut call = Call { head, body: Some(body), record };
         let (name, answer) = match Route::parse(&path) {
             Some(route) => (route.name(), self.dispatch(route, &mut call).await),
             None => ("unknown", Err(Error::not_found(format!("there is nothing at {path}")))),
         };
         let response = answer.unwrap_or_else(|error| refuse(&error, &call.record.request_id));
+        if let Some(body) = call.body.take().filter(|body| !body.is_end_stream()) {
+            drain(body).await;
+        }
         let response = finish(response, &call).await;
         let sent = response.body().size_hint().exact().unwrap_or_default();
         if !call.record.streams {
@@ -82,7 +91,10 @@ impl Public {
     }
 
     async fn dispatch(self: &Arc<Self>, route: Route<'_>, call: &mut Call) -> Answer {
-        if !route.methods().contains(&call.head.method) {
+        // A HEAD is answered as a GET; the connection leaves the body out.
+        let reads = matches!(call.head.method, Method::GET | Method::HEAD);
+        let method = if reads { &Method::GET } else { &call.head.method };
+        if !route.methods().contains(method) {
             return Ok(wrong_method(route.methods()));
         }
         match route {
@@ -102,7 +114,7 @@ impl Public {
             Route::Unload(model) => self.unload(model, call).await,
             Route::TraceSettings(target) => self.trace_settings(target, call).await,
             Route::LogSettings => self.log_settings(call).await,
-            Route::Model(target) if call.head.method == Method::GET => self.page(target, call),
+            Route::Model(target) if reads => self.page(target, call),
             Route::Model(target) => self.short(target, call).await,
             Route::OpenApi(target) => self.openapi(target),
             Route::Docs(target) => self.docs(target),
@@ -161,8 +173,7 @@ impl Public {
         key: impl FnOnce(&StickyKey) -> Option<Vec<u8>>,
     ) -> Result<Resolved, Error> {
         let resolved = self.serving.resolve(target, key, fastrand::u64(..))?;
-        resolved.version().model.as_str().clone_into(&mut record.model);
-        record.version = Some(resolved.version().number);
+        record.version = Some(Arc::clone(resolved.version()));
         Ok(resolved)
     }
 
@@ -188,7 +199,7 @@ impl Public {
 
     /// The whole body, decompressed, within its bounds in bytes and time.
     async fn collect(&self, call: &mut Call) -> Result<Bytes, Error> {
-        let Some(body) = call.body.take() else { return Ok(Bytes::new()) };
+        let Some(body) = &mut call.body else { return Ok(Bytes::new()) };
         let bounds = Bounds { most: self.max_body_bytes, time: self.request_timeout };
         let body = collect(&call.head.headers, body, bounds).await?;
         call.record.received_bytes = body.len() as u64;

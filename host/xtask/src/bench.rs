@@ -9,7 +9,7 @@ use crate::sh;
 /// Which benchmarks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum What {
-    /// Criterion: calls into components, native against wasm, JSON.
+    /// Criterion: calls into components, native against wasm, decoding.
     Functions,
     /// wrk against the server and a bare hyper server.
     Server,
@@ -17,19 +17,12 @@ pub(crate) enum What {
 
 pub(crate) fn run(what: Option<What>) -> Result<()> {
     let components = build::guests()?;
-    if what != Some(What::Server) {
-        sh::run(
-            sh::cargo()
-                .args(["bench", "--package", "modelhost-tests", "--bench", "functions"])
-                .env("MODELHOST_COMPONENTS", &components),
-        )?;
-    }
-    if what != Some(What::Functions) {
-        sh::run(
-            sh::cargo()
-                .args(["bench", "--package", "modelhost-tests", "--bench", "server"])
-                .env("MODELHOST_COMPONENTS", &components),
-        )?;
+    for (name, bench) in [("functions", What::Functions), ("server", What::Server)] {
+        if what.is_none_or(|what| what == bench) {
+            let mut run = sh::cargo();
+            run.args(["bench", "--package", "modelhost-tests", "--bench", name]);
+            sh::run(run.env("MODELHOST_COMPONENTS", &components))?;
+        }
     }
     Ok(())
 }

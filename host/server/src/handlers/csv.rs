@@ -111,7 +111,7 @@ impl Run {
         let mut status = 200;
         if let Err(error) = self.pieces(file, start, &answers, &mut sent).await {
             status = modelhost_protocol::status::http(error.code);
-            let (request_id, model) = (&self.record.request_id, &self.record.model);
+            let (request_id, (model, _)) = (&self.record.request_id, self.record.names());
             tracing::warn!(%error, request_id, model, "a CSV file was not answered to its end");
             drop(answers.send(Err(error)).await); // without a client nobody needs to know
         }
