@@ -70,6 +70,8 @@ fn fuzz(target: &str, seconds: u32) -> Result<()> {
     )?;
     // What reaches code that the corpus does not joins it.
     run_command(
-        fuzzer().args(["-set_cover_merge=1", "-max_len=4096", "-verbosity=0"]).args([&corpus, &found]),
+        fuzzer()
+            .args(["-set_cover_merge=1", "-use_counters=0", "-max_len=4096", "-verbosity=0"])
+            .args([&corpus, &found]),
     )
 }
