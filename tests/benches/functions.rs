@@ -23,6 +23,7 @@ use modelhost_core::artifact::{Artifact, Digest};
 use modelhost_core::deployment::{Isolation, Limits, Package};
 use modelhost_core::error::Error;
 use modelhost_core::infer::{Deadline, InferRequest};
+use modelhost_core::pool::MemoryBudget;
 use modelhost_core::ports::{BlobStore, BoxFuture, LoadedModel, ModelRuntime};
 use modelhost_core::tensor::{DType, Tensor};
 use modelhost_engine::{Config, Runtime};
@@ -79,21 +80,22 @@ impl Model {
         let blobs = Arc::new(Files([component.into(), content.into()]));
         let runtime = Runtime::new(Config::new(dir.path().to_owned()), blobs).unwrap();
         let loaded = tokio.block_on(async {
-            tokio::spawn(async move { runtime.load(&package, None).await }).await.unwrap().unwrap()
+            let memory = Arc::new(MemoryBudget::new(u64::MAX));
+            tokio::spawn(async move { runtime.load(&package, None, &memory).await }).await.unwrap().unwrap()
         });
         Self { tokio, loaded, _dir: dir }
     }
 
-    fn infer(&self, request: &InferRequest) -> Vec<Tensor> {
+    fn infer(&self, request: &Arc<InferRequest>) -> Vec<Tensor> {
         let deadline = Deadline::after(Instant::now(), Duration::from_secs(10));
-        self.tokio.block_on(self.loaded.infer(request, deadline)).unwrap()
+        self.tokio.block_on(Arc::clone(&self.loaded).infer(Arc::clone(request), deadline)).unwrap()
     }
 }
 
-fn floats(name: &str, shape: &[u64], values: &[f32]) -> InferRequest {
+fn floats(name: &str, shape: &[u64], values: &[f32]) -> Arc<InferRequest> {
     let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let input = Tensor::new(name.into(), DType::Fp32, shape.to_vec(), data.into()).unwrap();
-    InferRequest { inputs: vec![input], ..InferRequest::default() }
+    Arc::new(InferRequest { inputs: vec![input], ..InferRequest::default() })
 }
 
 fn calls(criterion: &mut Criterion) {

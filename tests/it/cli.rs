@@ -118,3 +118,48 @@ fn sigterm_lets_requests_finish() {
     assert_eq!(request.join().unwrap().status, 200);
     assert_eq!(host.child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn deployments_usage_and_top() {
+    let data = tempfile::tempdir().unwrap();
+    let host = Process::start(data.path());
+    let bounds = [
+        "--instances",
+        "4",
+        "--queue",
+        "9",
+        "--threads",
+        "1",
+        "--loaded-mib",
+        "64",
+        "--capability",
+        "wasi:nn",
+    ];
+    let made = json(&host, &[&["deployment", "create", "team"], &bounds[..]].concat());
+    assert_eq!([&made["instances"], &made["queue"], &made["loaded_mib"]], [4, 9, 64]);
+    assert_eq!(made["capabilities"], serde_json::json!(["wasi:nn"]));
+    assert_eq!(modelhost(&host, &["deployment", "create", "team"]).status.code(), Some(3));
+    let updated = json(&host, &["deployment", "update", "team", "--queue", "3", "--capability", ""]);
+    assert_eq!([&updated["queue"], &updated["instances"]], [3, 4]);
+    assert_eq!(updated["capabilities"], serde_json::json!([]));
+    let package = "examples/credit-risk/logistic";
+    assert_eq!(ok(&host, &["register", "bank/credit", package, "--promote", "--deployment", "team"]), "1");
+    assert_eq!(ok(&host, &["pin", "bank/credit"]), "v1 100%; pinned");
+    assert_eq!(ok(&host, &["preload", "bank/credit", "1"]), "loaded");
+    assert!(ok(&host, &["deployment", "list"]).contains("1/1"), "{}", ok(&host, &["deployment", "list"]));
+    ok(&host, &["predict", "bank/credit", "examples/credit-risk/held-out.json"]);
+    let usage = ok(&host, &["usage"]);
+    assert!(usage.contains("bank/credit  v1       team"), "{usage}");
+    let top = json(&host, &["top", "--once", "--interval", "0.1"]);
+    assert_eq!(top["versions"][0]["model"], "bank/credit");
+    assert_eq!(modelhost(&host, &["top", "--once", "--interval", "0"]).status.code(), Some(2));
+    let plan = ok(&host, &["deployment", "recreate", "team"]);
+    assert!(plan.contains("1 versions would be unloaded") && plan.contains("--yes"), "{plan}");
+    let done = json(&host, &["deployment", "recreate", "team", "--yes"]);
+    assert_eq!(done["done"], true);
+    assert_eq!(json(&host, &["deployment", "show", "team"])["loaded"], 1, "what is pinned comes back");
+    assert_eq!(modelhost(&host, &["deployment", "delete", "team"]).status.code(), Some(3));
+    assert!(ok(&host, &["place", "bank/credit", "default"]).contains("default"));
+    assert_eq!(ok(&host, &["deployment", "delete", "team"]), "deleted team");
+    assert_eq!(modelhost(&host, &["deployment", "show", "team"]).status.code(), Some(2));
+}

@@ -11,6 +11,7 @@
 mod cache;
 mod cli;
 mod csv;
+mod deployments;
 mod durability;
 mod faults;
 mod hostile;

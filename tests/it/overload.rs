@@ -4,6 +4,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use modelhost_tests::{Host, Package, x};
+use serde_json::json;
 
 #[test]
 fn beyond_concurrency_and_queue_the_answer_is_503_at_once() {
@@ -44,6 +45,9 @@ fn more_instances_than_the_pool_holds_is_a_refusal_not_a_failure() {
         true,
     );
     host.client.register("demo/other", &Package::fault("echo", "limits = { concurrency = 2 }"), true);
+    // Two deployments, which together may have more instances than the host.
+    host.client.admin("PUT", "/deployments/second", &json!({})).unwrap();
+    host.client.admin("PUT", "/models/demo/busy/deployment", &json!({"deployment": "second"})).unwrap();
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| host.client.post("/v2/models/demo/busy/infer", &x(&[1.0])));
@@ -53,6 +57,21 @@ fn more_instances_than_the_pool_holds_is_a_refusal_not_a_failure() {
         assert_eq!(answer.status, 503, "{answer:?}");
     });
     assert_eq!(host.client.post("/v2/models/demo/other/infer", &x(&[1.0])).status, 200);
+}
+
+#[test]
+fn who_comes_when_every_instance_is_busy_waits_its_turn() {
+    let host = Host::start_with(|config| config.instances = 2);
+    let limits = "limits = { concurrency = 2, queue = 0, deadline_ms = 300 }";
+    host.client.register("demo/busy", &Package::fault("spin", limits), true);
+    host.client.register("demo/other", &Package::fault("echo", ""), true);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| host.client.post("/v2/models/demo/busy/infer", &x(&[1.0])));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(host.client.post("/v2/models/demo/other/infer", &x(&[1.0])).status, 200);
+    });
 }
 
 /// Guests that spin on every thread still leave it to others once an epoch.

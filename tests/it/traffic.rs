@@ -165,21 +165,31 @@ fn an_unloaded_version_comes_back_with_its_next_request() {
 }
 
 #[test]
-fn the_longest_idle_version_makes_room() {
-    let host = Host::start_with(|config| config.loaded_versions = 3);
+fn the_least_asked_version_makes_room_and_a_pinned_one_stays() {
+    let host = Host::start_with(|config| config.loaded_versions = Some(3));
     for _ in 0..6 {
         host.client.register("demo/m", &Package::fault("echo", ""), false);
     }
+    assert_eq!(host.client.operate("demo/m", "pin", &json!({"pinned": true})).status, 409);
     host.client.operate("demo/m", "promote", &json!({"version": 1}));
+    let policy = host.client.operate("demo/m", "pin", &json!({"pinned": true})).body;
+    assert_eq!(policy["pinned"], true);
     for number in 1..=6 {
-        assert_eq!(
-            host.client.post(&format!("/v2/models/demo/m/versions/{number}/infer"), &x(&[1.0])).status,
-            200
-        );
+        let asked = if number >= 5 { 50 } else { 1 };
+        for _ in 0..asked {
+            let path = format!("/v2/models/demo/m/versions/{number}/infer");
+            assert_eq!(host.client.post(&path, &x(&[1.0])).status, 200);
+        }
     }
-    let detail = host.client.admin("GET", "/models/demo/m", &json!(null)).unwrap().body;
-    let versions = detail["versions"].as_array().unwrap();
-    let loaded: Vec<_> =
-        versions.iter().filter(|row| row["loaded"] == true).map(|row| &row["version"]).collect();
-    assert_eq!(loaded, [1, 5, 6], "the routed one stays, the latest used stay");
+    let loaded = |host: &Host| -> Vec<u64> {
+        let detail = host.client.admin("GET", "/models/demo/m", &json!(null)).unwrap().body;
+        let loaded = detail["versions"].as_array().unwrap().iter().filter(|row| row["loaded"] == true);
+        loaded.map(|row| row["version"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(loaded(&host), [1, 5, 6]);
+    let host = host.restart(|_| {});
+    while loaded(&host).is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert_eq!(loaded(&host), [1], "a pinned version is brought back, others wait for their first caller");
 }

@@ -121,6 +121,20 @@ impl Client {
 
     /// Uploads the files and asks for the registration.
     pub fn try_register(&self, model: &str, package: &Package, promote: bool) -> Result<Answer, ureq::Error> {
+        self.send_package(model, package, json!({"promote": promote}))
+    }
+
+    /// The same, in a deployment.
+    pub fn try_register_in(
+        &self,
+        model: &str,
+        package: &Package,
+        deployment: &str,
+    ) -> Result<Answer, ureq::Error> {
+        self.send_package(model, package, json!({"deployment": deployment}))
+    }
+
+    fn send_package(&self, model: &str, package: &Package, mut body: Value) -> Result<Answer, ureq::Error> {
         let mut files = serde_json::Map::new();
         for (name, content) in &package.files {
             let digest: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -130,7 +144,8 @@ impl Client {
             }
             files.insert(name.clone(), digest.into());
         }
-        let body = json!({"manifest": package.manifest, "files": files, "promote": promote});
+        body["manifest"] = package.manifest.as_str().into();
+        body["files"] = files.into();
         self.admin("POST", &format!("/models/{model}/versions"), &body)
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Changes run to their end even when the client goes away; each is written before it is acknowledged.
 
+mod deployments;
 mod resources;
 mod routes;
 

@@ -7,6 +7,7 @@ use modelhost_core::artifact::{Artifact, Digest};
 use modelhost_core::deployment::{Limits, Model, Package, Version};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
+use modelhost_core::pool::{DeploymentName, MemoryBudget};
 use modelhost_core::ports::{Lifecycle, ModelRuntime};
 use modelhost_core::routing::{BUCKETS, Policy, StickyKey};
 use modelhost_registry::{Blobs, Catalog, Manifest, Registration};
@@ -36,6 +37,8 @@ pub struct Admin {
     pub comparisons: Box<CountComparisons>,
     /// What a manifest may ask for at most.
     pub limits_cap: Limits,
+    /// Instances that this host has room for.
+    pub host_instances: u32,
     /// Largest file that can be uploaded.
     pub max_blob_bytes: u64,
 }
@@ -48,10 +51,18 @@ impl Admin {
         request: &wire::Register,
     ) -> Result<wire::Registered, Error> {
         let manifest = Manifest::parse(&request.manifest)?;
-        let package = self.package(&manifest, &request.files)?;
-        let loaded = self.runtime.load(&package, None).await?;
+        let deployment =
+            request.deployment.as_deref().map(DeploymentName::parse).transpose()?.unwrap_or_default();
+        let bounds = self.bounds(&deployment)?;
+        let mut package = self.package(&manifest, &request.files)?;
+        bounds.allow(&deployment, &package.capabilities)?;
+        package.isolation = package.isolation.or(bounds.isolation);
+        // One instance, within the version's own limit; the deployment's instances are not pushed aside for it.
+        let memory = Arc::new(MemoryBudget::new(u64::MAX));
+        let loaded = self.runtime.load(&package, None, &memory).await?;
         let report = loaded.report().clone();
-        let registration = Registration { model: name, manifest: &request.manifest, package, report };
+        let manifest = &request.manifest;
+        let registration = Registration { model: name, manifest, package, report, deployment };
         let version =
             self.catalog.register(registration, |snapshot| self.lifecycle.publish(snapshot)).await?;
         tracing::info!(model = %name, version = %version.number, digest = %version.digest, "registered");
@@ -94,8 +105,27 @@ impl Admin {
 
     /// All traffic to one version. Errors: not found; what loading it says.
     pub async fn promote(&self, name: &ModelName, number: ModelVersion) -> Result<wire::Policy, Error> {
-        let change = |_: &Model| Ok(Policy::single(number));
+        let pinned = |model: &Model| model.policy.as_ref().is_some_and(Policy::is_pinned);
+        let change = |model: &Model| Ok(Policy::single(number).with_pin(pinned(model)));
         self.set_policy(name, &format!("promote {number}"), false, change).await
+    }
+
+    /// Keeps the versions that the policy names in memory, or no longer does. Errors: not found; conflict when nothing was
+    /// promoted; what loading says.
+    pub async fn pin(&self, name: &ModelName, pinned: bool) -> Result<wire::Policy, Error> {
+        let change = |model: &Model| {
+            let conflict =
+                || Error::new(ErrorCode::Conflict, format!("model {name} has no promoted version to pin"));
+            Ok(model.policy.clone().ok_or_else(conflict)?.with_pin(pinned))
+        };
+        self.set_policy(name, if pinned { "pin" } else { "pin --off" }, true, change).await
+    }
+
+    /// Brings a version into memory. Errors: not found; what loading says.
+    pub async fn preload(&self, name: &ModelName, number: ModelVersion) -> Result<wire::Preloaded, Error> {
+        let version = self.version(name, number)?;
+        self.lifecycle.ready(&version).await?;
+        Ok(wire::Preloaded { loaded: true })
     }
 
     /// Traffic by weight. Errors: not found; conflict when nothing was promoted; what loading says.
@@ -183,11 +213,7 @@ impl Admin {
 
     /// Forgets a loaded version; its next request loads it again. Errors: not found.
     pub fn unload(&self, name: &ModelName, number: ModelVersion) -> Result<wire::Unloaded, Error> {
-        let model = self.model(name)?;
-        let version = model.versions.get(&number);
-        let version =
-            version.ok_or_else(|| Error::not_found(format!("model {name} has no version {number}")))?;
-        Ok(wire::Unloaded { unloaded: self.lifecycle.unload(version) })
+        Ok(wire::Unloaded { unloaded: self.lifecycle.unload(&*self.version(name, number)?) })
     }
 
     /// Every prefix and how many models it holds.
@@ -242,6 +268,7 @@ impl Admin {
             challenger: model.policy.as_ref().is_some_and(|policy| policy.challengers().contains(&number)),
             aliases: aliases.map(|(alias, _)| alias.clone()).collect(),
             description: version.card.description.clone(),
+            deployment: model.deployment(number).to_string(),
         }
     }
 
@@ -274,13 +301,18 @@ impl Admin {
         Ok(entries.into_iter().map(row).collect())
     }
 
-    fn model(&self, name: &ModelName) -> Result<Arc<Model>, Error> {
+    fn version(&self, name: &ModelName, number: ModelVersion) -> Result<Arc<Version>, Error> {
+        let found = self.model(name)?.versions.get(&number).cloned();
+        found.ok_or_else(|| Error::not_found(format!("model {name} has no version {number}")))
+    }
+
+    pub(crate) fn model(&self, name: &ModelName) -> Result<Arc<Model>, Error> {
         let found = self.catalog.snapshot().models.get(name).cloned();
         found.ok_or_else(|| Error::not_found(format!("model {name} is not registered")))
     }
 }
 
-fn policy_wire(policy: &Policy) -> wire::Policy {
+pub(crate) fn policy_wire(policy: &Policy) -> wire::Policy {
     let share = |(version, buckets): (ModelVersion, u16)| wire::Share {
         version: version.get(),
         percent: f64::from(buckets) * 100.0 / f64::from(BUCKETS),
@@ -290,5 +322,6 @@ fn policy_wire(policy: &Policy) -> wire::Policy {
         shares: policy.shares().into_iter().map(share).collect(),
         challengers: policy.challengers().iter().map(|version| version.get()).collect(),
         sticky: policy.sticky().map(ToString::to_string),
+        pinned: policy.is_pinned(),
     }
 }

@@ -12,6 +12,7 @@ use futures_util::StreamExt;
 use modelhost_core::artifact::Digest;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
+use modelhost_core::pool::DeploymentName;
 use serde::{Deserialize, Serialize};
 
 use crate::resources::Admin;
@@ -31,6 +32,13 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route(MODEL, get(show))
         .route(&model("/versions"), post(register))
         .route(&model("/versions/{version}/unload"), post(unload))
+        .route(&model("/versions/{version}/preload"), post(preload))
+        .route(&model("/pin"), post(pin))
+        .route(&model("/deployment"), put(place))
+        .route("/v1/deployments", get(async |State(admin): Shared| json(admin.deployments())))
+        .route("/v1/deployments/{deployment}", put(create).patch(update).get(deployment).delete(delete))
+        .route("/v1/deployments/{deployment}/recreate", post(recreate))
+        .route("/v1/usage", get(async |State(admin): Shared| json(admin.usage())))
         .route(&model("/promote"), post(promote))
         .route(&model("/rollback"), post(rollback))
         .route(&model("/split"), post(split))
@@ -132,6 +140,46 @@ struct VersionPath {
 async fn unload(State(admin): Shared, Path(path): Path<VersionPath>) -> Answer {
     let VersionPath { prefix, name, version } = path;
     json(admin.unload(&ModelPath { prefix, name }.model()?, ModelVersion::parse(&version)?)?)
+}
+
+async fn preload(State(admin): Shared, Path(path): Path<VersionPath>) -> Answer {
+    let VersionPath { prefix, name, version } = path;
+    let (name, number) = (ModelPath { prefix, name }.model()?, ModelVersion::parse(&version)?);
+    to_end(async move { admin.preload(&name, number).await }).await
+}
+
+async fn pin(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
+    let (name, request) = (path.model()?, read::<wire::Pin>(body).await?);
+    to_end(async move { admin.pin(&name, request.pinned).await }).await
+}
+
+async fn place(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
+    let (name, request) = (path.model()?, read::<wire::Placement>(body).await?);
+    to_end(async move { admin.place(&name, &request).await }).await
+}
+
+async fn deployment(State(admin): Shared, Path(name): Path<String>) -> Answer {
+    json(admin.deployment(&DeploymentName::parse(&name)?)?)
+}
+
+async fn create(State(admin): Shared, Path(name): Path<String>, body: Body) -> Answer {
+    let (name, request) = (DeploymentName::parse(&name)?, read::<wire::BoundsChange>(body).await?);
+    to_end(async move { admin.create_deployment(&name, &request).await }).await
+}
+
+async fn update(State(admin): Shared, Path(name): Path<String>, body: Body) -> Answer {
+    let (name, request) = (DeploymentName::parse(&name)?, read::<wire::BoundsChange>(body).await?);
+    to_end(async move { admin.update_deployment(&name, &request).await }).await
+}
+
+async fn recreate(State(admin): Shared, Path(name): Path<String>, body: Body) -> Answer {
+    let (name, request) = (DeploymentName::parse(&name)?, read::<wire::Recreate>(body).await?);
+    to_end(async move { admin.recreate_deployment(&name, request.dry_run).await }).await
+}
+
+async fn delete(State(admin): Shared, Path(name): Path<String>) -> Answer {
+    let name = DeploymentName::parse(&name)?;
+    to_end(async move { admin.delete_deployment(&name).await }).await
 }
 
 /// Streams to disk. A client that goes away leaves nothing.

@@ -15,6 +15,9 @@ pub struct Register {
     /// Whether it gets all traffic at once.
     #[serde(default)]
     pub promote: bool,
+    /// Where it runs; without it in the default deployment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<String>,
 }
 
 /// What was registered.
@@ -82,6 +85,9 @@ pub struct Policy {
     /// What identifies a caller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sticky: Option<String>,
+    /// Whether its versions stay in memory.
+    #[serde(default)]
+    pub pinned: bool,
 }
 
 /// What a version serves.
@@ -134,6 +140,9 @@ pub struct VersionRow {
     pub aliases: Vec<String>,
     /// The manifest's description.
     pub description: String,
+    /// Where it runs.
+    #[serde(default)]
+    pub deployment: String,
 }
 
 /// `GET /v1/models/{prefix}/{name}`.
@@ -189,4 +198,189 @@ pub struct Failure {
 pub struct Unloaded {
     /// Whether it was in memory.
     pub unloaded: bool,
+}
+
+/// `POST …/versions/{version}/preload`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Preloaded {
+    /// Whether it is in memory.
+    pub loaded: bool,
+}
+
+/// `POST …/pin`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    /// Whether the versions that the policy names stay in memory.
+    pub pinned: bool,
+}
+
+/// `PUT …/deployment`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Placement {
+    /// Where they run from now on.
+    pub deployment: String,
+    /// One version; without it all that there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+}
+
+/// A deployment's bounds, for `PUT` (a new one) and `PATCH /v1/deployments/{name}`: what is left out gets its default, or
+/// keeps its value. Also a table `[deployments.NAME]` of the configuration file.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BoundsChange {
+    /// Predictions that run at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instances: Option<u32>,
+    /// Predictions that wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<u32>,
+    /// Linear memory of its live instances together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// Code, images and idle instances of its versions in memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loaded_mib: Option<u64>,
+    /// Threads for predictions that run long; 0: one a core.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u32>,
+    /// For versions whose manifest asks for none: `request`, `instance`, or `auto` for what the component allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
+    /// Imports beyond the harmless ones that manifests may ask for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Vec<String>>,
+}
+
+/// A deployment: its bounds, what it holds and does now, and what it did since it started.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeploymentRow {
+    /// Its name.
+    pub name: String,
+    /// Predictions that may run at once.
+    pub instances: u32,
+    /// Predictions that may wait.
+    pub queue: u32,
+    /// Linear memory that its live instances may have together.
+    pub memory_mib: u64,
+    /// What its versions in memory may take.
+    pub loaded_mib: u64,
+    /// Threads for predictions that run long.
+    pub threads: u32,
+    /// For versions whose manifest asks for none.
+    pub isolation: String,
+    /// Imports that manifests may ask for.
+    pub capabilities: Vec<String>,
+    /// Versions placed in it.
+    pub versions: u32,
+    /// Those in memory.
+    pub loaded: u32,
+    /// Their bytes.
+    pub loaded_bytes: u64,
+    /// Predictions that run.
+    pub running: u32,
+    /// Predictions that wait.
+    pub waiting: u32,
+    /// Instances that wait for a prediction.
+    pub idle_instances: u32,
+    /// Linear memory of its live instances, in bytes.
+    pub memory_bytes: u64,
+    /// Share of its instances that were busy in the last 15 seconds: 0 to 1.
+    pub utilisation: f64,
+    /// Predictions let in.
+    pub admitted: u64,
+    /// How long they waited, in seconds.
+    pub queue_seconds: f64,
+    /// Refused on arrival: the queue was full.
+    pub refused: u64,
+    /// Refused on arrival: they would have waited past their deadline.
+    pub hopeless: u64,
+    /// Refused while they waited, for models with fewer waiting.
+    pub shed: u64,
+    /// Versions brought into memory.
+    pub loads: u64,
+    /// How long that took, in seconds.
+    pub load_seconds: f64,
+    /// Versions that could not be loaded.
+    pub load_failures: u64,
+    /// Versions unloaded to make room.
+    pub evictions: u64,
+}
+
+/// `POST /v1/deployments/{name}/recreate`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recreate {
+    /// Only say what would become unavailable.
+    pub dry_run: bool,
+}
+
+/// What tearing a deployment down means.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Recreation {
+    /// Its name.
+    pub name: String,
+    /// Whether it was done.
+    pub done: bool,
+    /// Predictions that wait and are refused.
+    pub refused: u32,
+    /// Predictions that run and finish.
+    pub finishing: u32,
+    /// Versions in memory, whose next callers wait until they are loaded again.
+    pub unloaded: Vec<UnloadedVersion>,
+}
+
+/// A version that tearing its deployment down unloads.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct UnloadedVersion {
+    /// `prefix/name`.
+    pub model: String,
+    /// Its number.
+    pub version: u32,
+    /// Percent of its model's traffic.
+    pub percent: f64,
+    /// How long loading it took, on average.
+    pub load_ms: f64,
+}
+
+/// What a version took since the host started, and what it holds: a row of `GET /v1/usage`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UsageRow {
+    /// `prefix/name`.
+    pub model: String,
+    /// Its number.
+    pub version: u32,
+    /// Where it runs.
+    pub deployment: String,
+    /// Answered requests of callers.
+    pub answered: u64,
+    /// Failed requests of callers.
+    pub failed: u64,
+    /// Rows predicted.
+    pub rows: u64,
+    /// Processor time of its instances, in seconds, copies shown to it as a challenger included.
+    pub cpu_seconds: f64,
+    /// The same per run, in microseconds.
+    pub cpu_us_per_prediction: f64,
+    /// Waiting, in seconds.
+    pub queue_seconds: f64,
+    /// How long answers took, waiting included: (upper bound in microseconds, answers) of every class that has any.
+    pub latency: Vec<(u64, u64)>,
+    /// Predictions that run.
+    pub running: u32,
+    /// Predictions that wait.
+    pub waiting: u32,
+    /// Instances that wait for a prediction.
+    pub idle_instances: u32,
+    /// Bytes that it holds; absent when it is not in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loaded_bytes: Option<u64>,
+    /// Most linear memory of one of its instances, in bytes.
+    pub peak_instance_bytes: u64,
+    /// How often it was brought into memory.
+    pub loads: u64,
+    /// How long that took, in seconds.
+    pub load_seconds: f64,
 }

@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use crate::args::{Command, ListWhat, Output, PredictArgs, Request};
 use crate::client::{Client, Failure};
 use crate::output::{self, print, table};
-use crate::package;
+use crate::{deployment, package, top};
 
 pub(crate) fn run(command: Command, admin: String, output: Output) -> Result<()> {
     let client = Client::new(&admin);
     match command {
-        Command::Register { model, package, promote } => {
+        Command::Register { model, package, promote, deployment } => {
             let path = path(&model, "/versions")?;
-            let request = package::upload(&client, &package, promote)?;
+            let request = wire::Register { promote, deployment, ..package::upload(&client, &package)? };
             let registered: wire::Registered = client.post(&path, &request)?;
             if let Some(note) = &registered.note {
                 eprintln!("note: runs in warm instances, because {note}");
@@ -65,6 +65,25 @@ pub(crate) fn run(command: Command, admin: String, output: Output) -> Result<()>
                 if unloaded.unloaded { "unloaded".to_owned() } else { "was not loaded".to_owned() }
             })
         }
+        Command::Preload { model, version } => {
+            let path = path(&model, &format!("/versions/{version}/preload"))?;
+            let preloaded: wire::Preloaded = client.post(&path, &json!({}))?;
+            print(output, &preloaded, |_| "loaded".to_owned())
+        }
+        Command::Pin { model, off } => {
+            print_policy(output, client.post(&path(&model, "/pin")?, &wire::Pin { pinned: !off })?)
+        }
+        Command::Place { model, deployment, version } => {
+            let placement = wire::Placement { deployment, version };
+            let detail: wire::ModelDetail = client.put(&path(&model, "/deployment")?, &placement)?;
+            print(output, &detail, show)
+        }
+        Command::Deployment(command) => deployment::run(&client, command, output),
+        Command::Usage => {
+            let rows: Vec<wire::UsageRow> = client.get("/v1/usage")?;
+            print(output, &rows, |rows| deployment::usage(rows))
+        }
+        Command::Top { interval, rows, once } => top::run(&client, interval, rows, once, output),
         Command::Predict(PredictArgs { request }) => predict(&request, output),
         Command::Serve(_) | Command::Bench(_) => bail!("this command needs no admin address"),
     }
@@ -135,10 +154,12 @@ fn version_table(versions: &[wire::VersionRow]) -> String {
             row.isolation.clone(),
             digest,
             aliases,
+            row.deployment.clone(),
             row.description.clone(),
         ]
     };
-    let header = ["VERSION", "TRAFFIC", "LOADED", "ISOLATION", "DIGEST", "ALIASES", "DESCRIPTION"];
+    let header =
+        ["VERSION", "TRAFFIC", "LOADED", "ISOLATION", "DIGEST", "ALIASES", "DEPLOYMENT", "DESCRIPTION"];
     table(header, versions.iter().map(row))
 }
 

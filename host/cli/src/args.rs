@@ -45,6 +45,9 @@ pub(crate) enum Command {
         /// Give it all traffic at once.
         #[arg(long)]
         promote: bool,
+        /// Where it runs [default: the deployment named default]
+        #[arg(long)]
+        deployment: Option<String>,
     },
     /// Give a version all traffic.
     Promote {
@@ -120,10 +123,116 @@ pub(crate) enum Command {
         #[arg(value_parser = version)]
         version: u32,
     },
+    /// Bring a version into memory, so that its first caller does not wait.
+    Preload {
+        /// prefix/name
+        model: String,
+        /// Its number.
+        #[arg(value_parser = version)]
+        version: u32,
+    },
+    /// Keep the versions that a model's policy names in memory, also after a restart.
+    Pin {
+        /// prefix/name
+        model: String,
+        /// No longer keep them.
+        #[arg(long)]
+        off: bool,
+    },
+    /// Move a model's versions to another deployment: one, or all.
+    Place {
+        /// prefix/name
+        model: String,
+        /// Where they run from now on.
+        deployment: String,
+        /// One version's number.
+        #[arg(value_parser = version)]
+        version: Option<u32>,
+    },
+    /// Named pools that versions run in, with bounds of their own.
+    #[command(subcommand)]
+    Deployment(DeploymentCommand),
+    /// What each version took since the host started: processor time, memory, cost per prediction.
+    Usage,
+    /// Watch deployments and versions live; Ctrl-C ends it.
+    Top {
+        /// Seconds between two looks.
+        #[arg(long, default_value_t = 1.0)]
+        interval: f64,
+        /// Versions to show, the busiest first.
+        #[arg(long, default_value_t = 20)]
+        rows: usize,
+        /// Look once over one interval, print, and end.
+        #[arg(long)]
+        once: bool,
+    },
     /// Send JSON records to a model, through the public port.
     Predict(PredictArgs),
     /// Load a model with JSON records, through the public port, and report what came back.
     Bench(BenchArgs),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum DeploymentCommand {
+    /// Make a deployment.
+    Create {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        bounds: BoundsArgs,
+    },
+    /// All deployments: bounds, versions, what runs and waits.
+    List,
+    /// One deployment: its bounds, what it holds and did.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Change bounds; what runs, waits and is loaded stays, as far as it fits.
+    Update {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        bounds: BoundsArgs,
+    },
+    /// Tear it down and start it anew from its configuration. Says what becomes unavailable; does it only with --yes.
+    Recreate {
+        /// Its name.
+        name: String,
+        /// Do it.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Remove an empty deployment.
+    Delete {
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct BoundsArgs {
+    /// Predictions that run at once.
+    #[arg(long)]
+    pub(crate) instances: Option<u32>,
+    /// Predictions that wait for one of those.
+    #[arg(long)]
+    pub(crate) queue: Option<u32>,
+    /// Linear memory of its live instances together, in MiB.
+    #[arg(long)]
+    pub(crate) memory_mib: Option<u64>,
+    /// Code, images and idle instances of its versions in memory, in MiB.
+    #[arg(long)]
+    pub(crate) loaded_mib: Option<u64>,
+    /// Threads for predictions that run long; 0: one a core.
+    #[arg(long)]
+    pub(crate) threads: Option<u32>,
+    /// For versions whose manifest asks for none: request, instance, or auto for what the component allows.
+    #[arg(long)]
+    pub(crate) isolation: Option<String>,
+    /// An import beyond the harmless ones that manifests may ask for, e.g. wasi:nn; repeated for several, empty for none.
+    #[arg(long = "capability")]
+    pub(crate) capabilities: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]

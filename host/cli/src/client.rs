@@ -67,6 +67,10 @@ impl Client {
         self.read(self.agent.put(self.url(path)).send_json(body))
     }
 
+    pub(crate) fn patch<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        self.read(self.agent.patch(self.url(path)).send_json(body))
+    }
+
     pub(crate) fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.read(self.agent.delete(self.url(path)).call())
     }

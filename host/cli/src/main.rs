@@ -8,9 +8,11 @@ mod admin;
 mod args;
 mod bench;
 mod client;
+mod deployment;
 mod output;
 mod package;
 mod serve;
+mod top;
 
 use std::process::ExitCode;
 

@@ -41,6 +41,9 @@ pub(crate) fn policy(policy: Option<&wire::Policy>) -> String {
     if let Some(sticky) = &policy.sticky {
         text.push_str(&format!("; sticky by {sticky}"));
     }
+    if policy.pinned {
+        text.push_str("; pinned");
+    }
     text
 }
 
@@ -48,4 +51,36 @@ pub(crate) fn policy(policy: Option<&wire::Policy>) -> String {
 pub(crate) fn time(at_ms: i64) -> String {
     Timestamp::from_millisecond(at_ms)
         .map_or_else(|_| at_ms.to_string(), |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string())
+}
+
+/// `1.5 MiB`, with the unit that fits.
+pub(crate) fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS.get(unit).unwrap_or(&""))
+}
+
+/// `250 us`, `3.2 ms`, `1.50 s`.
+pub(crate) fn micros(micros: f64) -> String {
+    match micros {
+        micros if micros < 1e3 => format!("{micros:.0} us"),
+        micros if micros < 1e6 => format!("{:.1} ms", micros / 1e3),
+        micros => format!("{:.2} s", micros / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_fit_the_number() {
+        assert_eq!([bytes(0), bytes(1536), bytes(5 << 20)], ["0.0 KiB", "1.5 KiB", "5.0 MiB"]);
+        assert_eq!([micros(7.0), micros(3200.0), micros(1.5e6)], ["7 us", "3.2 ms", "1.50 s"]);
+    }
 }

@@ -21,7 +21,7 @@ struct Files {
 }
 
 /// Uploads the files that the host does not have yet, and puts the registration together.
-pub(crate) fn upload(client: &Client, folder: &Path, promote: bool) -> Result<wire::Register> {
+pub(crate) fn upload(client: &Client, folder: &Path) -> Result<wire::Register> {
     let path = folder.join("model.toml");
     let manifest = fs::read_to_string(&path).map_err(|error| wrong(&path, &error))?;
     let named: Files = toml::from_str(&manifest).map_err(|error| wrong(&path, &error))?;
@@ -35,7 +35,7 @@ pub(crate) fn upload(client: &Client, folder: &Path, promote: bool) -> Result<wi
         }
         files.insert(name, digest);
     }
-    Ok(wire::Register { manifest, files, promote })
+    Ok(wire::Register { manifest, files, promote: false, deployment: None })
 }
 
 fn digest(path: &Path) -> io::Result<String> {

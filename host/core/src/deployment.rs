@@ -1,4 +1,4 @@
-//! What a host serves: versions with their bounds, and the immutable [`Snapshot`] that readers share.
+//! What a host serves: models, versions, and the immutable [`Snapshot`] that readers share.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use crate::artifact::{Artifact, Digest};
 use crate::error::Error;
 use crate::infer::InferRequest;
 use crate::model::{ModelName, ModelVersion, Signature};
+use crate::pool::{Bounds, DeploymentName};
 use crate::routing::Policy;
 use crate::tensor::{Column, Tensor};
 
@@ -21,6 +22,15 @@ pub enum Isolation {
 }
 
 impl Isolation {
+    /// Reads `request` or `instance`.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        match text {
+            "request" => Ok(Self::Request),
+            "instance" => Ok(Self::Instance),
+            _ => Err(Error::invalid(format!("isolation {text:?} is neither \"request\" nor \"instance\""))),
+        }
+    }
+
     /// The manifest's word.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -182,6 +192,27 @@ pub struct Model {
     pub previous: Option<Policy>,
     /// Movable names of versions.
     pub aliases: BTreeMap<String, ModelVersion>,
+    /// Where versions run; those that are not here run in the default deployment.
+    pub placed: BTreeMap<ModelVersion, DeploymentName>,
+}
+
+impl Model {
+    /// Without versions.
+    pub fn new(name: ModelName) -> Self {
+        Self {
+            name,
+            versions: BTreeMap::new(),
+            policy: None,
+            previous: None,
+            aliases: BTreeMap::new(),
+            placed: BTreeMap::new(),
+        }
+    }
+
+    /// Where a version runs.
+    pub fn deployment(&self, number: ModelVersion) -> DeploymentName {
+        self.placed.get(&number).cloned().unwrap_or_default()
+    }
 }
 
 /// Everything a host serves at one moment. Never changed: a change publishes a new one.
@@ -189,4 +220,6 @@ pub struct Model {
 pub struct Snapshot {
     /// By `prefix/name`.
     pub models: HashMap<ModelName, Arc<Model>>,
+    /// By name; the default one is always there.
+    pub deployments: BTreeMap<DeploymentName, Bounds>,
 }

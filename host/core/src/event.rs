@@ -1,9 +1,12 @@
 //! What happened, for observers: metrics now, prediction log and drift later.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::deployment::Version;
 use crate::error::ErrorCode;
 use crate::model::ModelVersion;
+use crate::pool::{Bounds, DeploymentName};
 
 /// In which role a version saw a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,6 +40,8 @@ pub struct Prediction {
     pub queued: Duration,
     /// Running.
     pub ran: Duration,
+    /// Processor time of its instance.
+    pub cpu: Duration,
 }
 
 /// How a challenger's answer compares with the one the caller got.
@@ -95,4 +100,79 @@ pub struct Statistics {
     pub cache_hit: Tally,
     /// Answers not found there: looking them up, running and storing them.
     pub cache_miss: Tally,
+    /// Processor time of its instances, whether they answered or failed, for callers and as a challenger.
+    pub cpu: Tally,
+}
+
+/// What a deployment holds and does at one moment, and what it did since it started.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeploymentStatus {
+    /// Its name.
+    pub name: DeploymentName,
+    /// Its bounds.
+    pub bounds: Bounds,
+    /// Threads for predictions that run long.
+    pub threads: u32,
+    /// Versions placed in it.
+    pub versions: u32,
+    /// Those in memory.
+    pub loaded: u32,
+    /// Their bytes: code, images, idle instances.
+    pub loaded_bytes: u64,
+    /// Predictions that run.
+    pub running: u32,
+    /// Predictions that wait for an instance.
+    pub waiting: u32,
+    /// Instances that wait for a prediction.
+    pub idle_instances: u32,
+    /// Linear memory of its live instances, in bytes.
+    pub memory_bytes: u64,
+    /// Share of its instances that were busy, averaged over the last seconds: 0 to 1.
+    pub utilisation: f64,
+    /// Totals since it started.
+    pub totals: DeploymentTotals,
+}
+
+/// What a deployment did since it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DeploymentTotals {
+    /// Predictions that were let in, and how long they waited.
+    pub admitted: Tally,
+    /// Refused on arrival: the queue was full.
+    pub refused: u64,
+    /// Refused on arrival: they would have waited past their deadline.
+    pub hopeless: u64,
+    /// Refused while they waited, for a model that had fewer waiting.
+    pub shed: u64,
+    /// Versions brought into memory, and how long that took.
+    pub loads: Tally,
+    /// Versions that could not be loaded.
+    pub load_failures: u64,
+    /// Versions unloaded to make room.
+    pub evictions: u64,
+}
+
+/// What a version took since the host started, and what it holds.
+#[derive(Debug, Clone)]
+pub struct VersionUsage {
+    /// Which version.
+    pub version: Arc<Version>,
+    /// Where it runs.
+    pub deployment: DeploymentName,
+    /// What it did.
+    pub statistics: Statistics,
+    /// How long its answers to callers took, waiting included: (upper bound in microseconds, answers) of every class that has any.
+    pub latency: Vec<(u64, u64)>,
+    /// Predictions that run.
+    pub running: u32,
+    /// Predictions that wait for an instance.
+    pub waiting: u32,
+    /// Instances that wait for a prediction.
+    pub idle_instances: u32,
+    /// Bytes that it holds; `None`: it is not in memory.
+    pub loaded_bytes: Option<u64>,
+    /// Most linear memory that one of its instances had, in bytes, since it was loaded.
+    pub peak_instance_bytes: u64,
+    /// How often it was brought into memory, and how long that took.
+    pub loads: Tally,
 }

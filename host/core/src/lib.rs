@@ -12,6 +12,8 @@ pub mod infer;
 
 pub mod deployment;
 
+pub mod pool;
+
 pub mod routing;
 
 pub mod event;

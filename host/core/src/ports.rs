@@ -10,9 +10,10 @@ use bytes::Bytes;
 use crate::artifact::Digest;
 use crate::deployment::{LoadReport, Package, Snapshot, Version};
 use crate::error::Error;
-use crate::event::{Comparison, Prediction, Statistics};
+use crate::event::{Comparison, DeploymentStatus, Prediction, Statistics, VersionUsage};
 use crate::infer::{Deadline, InferRequest};
 use crate::model::{ModelName, ModelVersion};
+use crate::pool::{DeploymentName, MemoryBudget};
 use crate::tensor::Tensor;
 
 /// A future that a port returns.
@@ -22,11 +23,13 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait ModelRuntime: Send + Sync {
     /// Verifies, compiles, loads, snapshots and warms. What was done before for the same package is found in the
     /// cache; with what loading it once brought to light (`known`), such a package is ready without running anything
-    /// but its examples. Errors name the step: caller's fault (manifest), plugin's (component, artifacts) or host's.
+    /// but its examples. Its instances' memory is taken from `memory`.
+    /// Errors name the step: caller's fault (manifest), plugin's (component, artifacts) or host's.
     fn load<'a>(
         &'a self,
         package: &'a Package,
         known: Option<&'a LoadReport>,
+        memory: &'a Arc<MemoryBudget>,
     ) -> BoxFuture<'a, Result<Arc<dyn LoadedModel>, Error>>;
 }
 
@@ -37,11 +40,32 @@ pub trait LoadedModel: Send + Sync {
 
     /// Answers a request that conforms to the signature; its outputs conform too. Dropping the future stops the
     /// guest. Errors: invalid argument (the model says so), plugin fault, deadline exceeded, internal.
-    fn infer<'a>(
-        &'a self,
-        request: &'a InferRequest,
+    fn infer(
+        self: Arc<Self>,
+        request: Arc<InferRequest>,
         deadline: Deadline,
-    ) -> BoxFuture<'a, Result<Vec<Tensor>, Error>>;
+    ) -> BoxFuture<'static, Result<Vec<Tensor>, Error>>;
+
+    /// What it holds and can hold of memory now: code, the snapshot's image, idle instances. The instances that answer are
+    /// counted by the budget it was loaded with.
+    fn footprint(&self) -> Footprint;
+
+    /// Ends instances that were not used for this long.
+    fn shrink(&self, idle: Duration);
+
+    /// Gives back memory that it can get again from disk as it is needed. Called when it was not used for a while.
+    fn rest(&self);
+}
+
+/// What a loaded version takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Footprint {
+    /// Bytes of code, image and idle instances.
+    pub bytes: u64,
+    /// Most linear memory that one of its instances had, in bytes.
+    pub peak_instance_bytes: u64,
+    /// Instances that wait for a request.
+    pub idle_instances: u32,
 }
 
 /// Content by digest.
@@ -73,6 +97,8 @@ pub trait Recorder: Send + Sync {
     fn cache_miss(&self, took: Duration);
     /// What it did as a primary so far.
     fn statistics(&self) -> Statistics;
+    /// How long its answers to callers took: (upper bound in microseconds, answers) of every class that has any.
+    fn latency(&self) -> Vec<(u64, u64)>;
 }
 
 /// Brings versions into memory and out of it.
@@ -85,4 +111,11 @@ pub trait Lifecycle: Send + Sync {
     fn is_ready(&self, version: &Version) -> bool;
     /// Makes this what is served: whole, at once.
     fn publish(&self, snapshot: Arc<Snapshot>);
+    /// Tears a deployment down and starts it anew: what waits in it is refused, what runs finishes, its versions are
+    /// unloaded. Errors: not found.
+    fn recreate(&self, name: &DeploymentName) -> Result<(), Error>;
+    /// What every deployment holds and does now, by name.
+    fn deployments(&self) -> Vec<DeploymentStatus>;
+    /// What every version took that was used since the host started, or is in memory.
+    fn usage(&self) -> Vec<VersionUsage>;
 }

@@ -63,6 +63,7 @@ pub struct Policy {
     runs: Vec<Run>,
     challengers: Vec<ModelVersion>,
     sticky: Option<StickyKey>,
+    pinned: bool,
 }
 
 /// Who answers, and who sees the request in the shadow.
@@ -84,7 +85,7 @@ impl Policy {
     /// All traffic to one version.
     pub fn single(version: ModelVersion) -> Self {
         let runs = vec![Run { version, buckets: BUCKETS }];
-        Self { primary: version, runs, challengers: Vec::new(), sticky: None }
+        Self { primary: version, runs, challengers: Vec::new(), sticky: None, pinned: false }
     }
 
     /// From storage. Errors: runs that do not add up to [`BUCKETS`], or a primary that serves nothing.
@@ -98,7 +99,7 @@ impl Policy {
         if total != u32::from(BUCKETS) || !runs.iter().any(|run| run.version == primary) {
             return Err(Error::internal(format!("a stored policy covers {total} of {BUCKETS} buckets")));
         }
-        Ok(Self { primary, runs, challengers, sticky })
+        Ok(Self { primary, runs, challengers, sticky, pinned: false })
     }
 
     /// The version that the others are measured against.
@@ -119,6 +120,16 @@ impl Policy {
     /// What identifies a caller; without it every request is drawn anew.
     pub fn sticky(&self) -> Option<&StickyKey> {
         self.sticky.as_ref()
+    }
+
+    /// Whether the versions it names stay in memory, and are brought there when the host starts.
+    pub fn is_pinned(&self) -> bool {
+        self.pinned
+    }
+
+    /// The same policy, its versions pinned or not.
+    pub fn with_pin(self, pinned: bool) -> Self {
+        Self { pinned, ..self }
     }
 
     /// Every version that serves, with its buckets out of [`BUCKETS`], in order of first appearance.
@@ -164,7 +175,7 @@ impl Policy {
         let kept = versions.contains(&self.primary).then_some(self.primary);
         let primary = kept.or(versions.first().copied()).unwrap_or(self.primary);
         let runs = reassign(&self.runs, targets);
-        Ok(Self { primary, runs, challengers: self.challengers.clone(), sticky })
+        Ok(Self { primary, runs, challengers: self.challengers.clone(), sticky, pinned: self.pinned })
     }
 }
 

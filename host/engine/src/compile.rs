@@ -1,19 +1,34 @@
 //! The wasmtime engine, its settings, and compilation.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use modelhost_core::error::Error;
-use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
+use moka::sync::Cache;
+use wasmtime::{CacheStore, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
+
+use crate::text::SharedText;
 
 /// How long one epoch lasts: the granularity of deadlines, and the longest a guest holds a server thread.
 const EPOCH: Duration = Duration::from_millis(1);
+
+/// Bytes of compiled functions that are kept in memory: a version's snapshot has its runtime's functions, so that only its
+/// first version compiles them.
+const FUNCTION_CACHE_BYTES: u64 = 32 << 20;
+
+/// Free slots that keep the image of the version they last ran, so that its next request finds them mapped. They hold their version's
+/// file open and the pages it wrote, also after it is unloaded.
+const WARM_SLOTS: u32 = 128;
 
 /// The engine's settings.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Compiled code. May be deleted at any time: it is made again.
     pub cache_dir: PathBuf,
+    /// Bytes of disk for it; beyond them the files that were used longest ago are removed.
+    pub cache_bytes: u64,
     /// Live instances at once, over all versions. About 15,000 fit one process (`vm.max_map_count`).
     pub instances: u32,
     /// Most linear memory that any instance can have: the size of a pool slot.
@@ -31,6 +46,7 @@ impl Config {
     pub fn new(cache_dir: PathBuf) -> Self {
         Self {
             cache_dir,
+            cache_bytes: 64 << 30,
             instances: 1000,
             max_memory_bytes: 1 << 30,
             load_deadline: Duration::from_secs(60),
@@ -49,8 +65,15 @@ pub(crate) fn engine(config: &Config) -> Result<Engine, Error> {
         .memory_init_cow(true)
         .concurrency_support(false)
         .wasm_backtrace_max_frames(None)
+        // Only debuggers and backtraces read these, and every loaded version would hold its own.
+        .generate_address_map(false)
+        .native_unwind_info(false)
+        .debug_symbols(false)
+        .with_custom_code_memory(Some(Arc::new(SharedText)))
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(config)));
-    let engine = Engine::new(&settings)
+    let engine = settings
+        .enable_incremental_compilation(Arc::new(Functions::new()))
+        .and_then(|settings| Engine::new(settings))
         .map_err(|error| Error::internal(format!("the instance pool cannot be made: {error:#}")))?;
     start_clock(&engine).map_err(|error| Error::internal(format!("no thread for deadlines: {error}")))?;
     Ok(engine)
@@ -65,7 +88,7 @@ fn pool(config: &Config) -> PoolingAllocationConfig {
         .total_memories(count)
         .total_tables(count.saturating_mul(2))
         .total_stacks(count)
-        .max_unused_warm_slots(count)
+        .max_unused_warm_slots(count.min(WARM_SLOTS))
         .max_memory_size(usize::try_from(config.max_memory_bytes).unwrap_or(usize::MAX))
         .table_elements(100_000)
         .linear_memory_keep_resident(config.keep_resident_bytes)
@@ -76,6 +99,29 @@ fn pool(config: &Config) -> PoolingAllocationConfig {
             None => Enabled::Auto,
         });
     pool
+}
+
+/// Compiled functions by a hash of what they are compiled from.
+#[derive(Debug)]
+struct Functions(Cache<Vec<u8>, Arc<[u8]>>);
+
+impl Functions {
+    fn new() -> Self {
+        let weigh =
+            |key: &Vec<u8>, code: &Arc<[u8]>| u32::try_from(key.len() + code.len()).unwrap_or(u32::MAX);
+        Self(Cache::builder().max_capacity(FUNCTION_CACHE_BYTES).weigher(weigh).build())
+    }
+}
+
+impl CacheStore for Functions {
+    fn get(&self, key: &[u8]) -> Option<Cow<'_, [u8]>> {
+        self.0.get(key).map(|code| Cow::Owned(code.to_vec()))
+    }
+
+    fn insert(&self, key: &[u8], value: Vec<u8>) -> bool {
+        self.0.insert(key.to_vec(), value.into());
+        true
+    }
 }
 
 /// Ends with the engine.

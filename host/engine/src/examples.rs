@@ -5,11 +5,12 @@ use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::{Deadline, InferRequest};
 use modelhost_core::ports::LoadedModel;
 use modelhost_core::tensor::{DType, Tensor};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Runs every example. Errors: what the model answered differently, naming example, output and element.
 pub(crate) async fn run(
-    model: &dyn LoadedModel,
+    model: &Arc<dyn LoadedModel>,
     examples: &[Example],
     deadline: Duration,
 ) -> Result<(), Error> {
@@ -19,7 +20,7 @@ pub(crate) async fn run(
         let mut request: InferRequest = example.request.clone();
         request.conform(&model.report().signature).map_err(in_example)?;
         let deadline = Deadline::after(Instant::now(), deadline);
-        let outputs = model.infer(&request, deadline).await.map_err(in_example)?;
+        let outputs = Arc::clone(model).infer(Arc::new(request), deadline).await.map_err(in_example)?;
         for expected in &example.outputs {
             let came = outputs.iter().find(|output| output.name() == expected.name());
             compare(came, expected, example.tolerance)

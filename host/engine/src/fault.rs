@@ -3,6 +3,7 @@
 use modelhost_core::error::{Error, ErrorCode};
 use wasmtime::{PoolConcurrencyLimitError, Trap};
 
+use crate::limits::Refused;
 use crate::state::State;
 
 /// The guest ran past its deadline.
@@ -23,9 +24,12 @@ pub(crate) fn of_call(error: &wasmtime::Error, state: &State, limit_ms: u128) ->
     if error.is::<DeadlinePassed>() && state.stop.is_callers {
         return Error::new(ErrorCode::DeadlineExceeded, "the request's deadline passed while the plugin ran");
     }
+    if let Some(Refused::Deployment(refusal)) = &state.memory.refused {
+        return refusal.clone();
+    }
     let what = if error.is::<DeadlinePassed>() {
         format!("the plugin did not answer within its deadline of {limit_ms} ms")
-    } else if state.memory.refused {
+    } else if state.memory.refused.is_some() {
         "the plugin ran out of the memory that its limit allows".to_owned()
     } else if let Some(trap) = error.downcast_ref::<Trap>() {
         format!("the plugin trapped: {}", trap_text(*trap))

@@ -14,6 +14,7 @@ mod instance;
 mod limits;
 mod load;
 mod state;
+mod text;
 mod verify;
 
 pub use compile::Config;

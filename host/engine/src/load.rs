@@ -1,12 +1,14 @@
 //! From a package to a version that answers: verify, compile, load, snapshot, compile the snapshot, warm.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
 use modelhost_core::deployment::{Isolation, LoadReport, Package};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::Signature;
+use modelhost_core::pool::MemoryBudget;
 use modelhost_core::ports::{BlobStore, BoxFuture, LoadedModel, ModelRuntime};
 use tokio::sync::Semaphore;
 use wasmtime::component::{Component, Linker};
@@ -14,14 +16,18 @@ use wasmtime::{Engine, error::Context as _};
 use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
 
 use crate::bindings::RuntimePre;
-use crate::cache::{Cache, Key};
+use crate::cache::{Cache, Code, Key};
 use crate::compile::{self, Config};
-use crate::instance::{Instance, Instances, Loaded, read_files};
+use crate::instance::{Instance, Instances, Loaded, Warm, read_files};
+use crate::limits::MemoryLimit;
 use crate::state::{Files, State, Stop};
 use crate::{examples, fault, state, verify};
 
 /// Compiling uses every core: one version at a time leaves the others to the requests.
 const COMPILING_AT_ONCE: usize = 1;
+
+/// What a mapped component takes of the heap: wasmtime's tables of its types and functions. Measured by `cargo xtask bench density`.
+const HEAP_BYTES: u64 = 100 << 10;
 
 /// For reading a loaded instance's memory out.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
@@ -41,7 +47,7 @@ impl Runtime {
     pub fn new(config: Config, blobs: Arc<dyn BlobStore>) -> Result<Arc<Self>, Error> {
         let engine = compile::engine(&config)?;
         let linker = state::linker(&engine).map_err(|error| Error::internal(format!("linker: {error:#}")))?;
-        let cache = Cache::open(&config.cache_dir)?;
+        let cache = Cache::open(&config.cache_dir, config.cache_bytes)?;
         Ok(Arc::new(Self {
             engine,
             linker,
@@ -52,21 +58,25 @@ impl Runtime {
         }))
     }
 
-    async fn load_package(&self, package: &Package, known: Option<&LoadReport>) -> Result<Loaded, Error> {
-        if let Some(loaded) = self.find_compiled(package, known)? {
-            return Ok(loaded);
-        }
+    async fn load_package(
+        &self,
+        package: &Package,
+        known: Option<&LoadReport>,
+        memory: &Arc<MemoryBudget>,
+    ) -> Result<Loaded, Error> {
         let _permit = self.compiling.acquire().await.map_err(|_| Error::internal("shutting down"))?;
         let wasm = self.blobs.read(&package.component).await?;
         let files = read_files(&*self.blobs, package).await?;
-        if package.isolation == Some(Isolation::Instance) {
-            return self.load_warm(package, &wasm, files, None).await;
+        let isolation = known.map(|report| report.isolation).or(package.isolation);
+        if isolation == Some(Isolation::Instance) {
+            let note = known.and_then(|report| report.isolation_note.clone());
+            return self.load_warm(package, &wasm, files, note, memory).await;
         }
-        match self.load_snapshot(package, &wasm, files.clone()).await {
-            Err(NoSnapshot::Refused(why)) if package.isolation.is_none() => {
+        match self.load_snapshot(package, &wasm, files.clone(), memory).await {
+            Err(NoSnapshot::Refused(why)) if isolation.is_none() => {
                 let note = format!("its component cannot be snapshot: {why}");
                 tracing::warn!(component = %package.component, note, "running in warm instances");
-                self.load_warm(package, &wasm, files, Some(note)).await
+                self.load_warm(package, &wasm, files, Some(note), memory).await
             }
             Err(NoSnapshot::Refused(why)) => Err(Error::new(
                 ErrorCode::PluginFault,
@@ -80,14 +90,19 @@ impl Runtime {
     }
 
     /// A version that was loaded before: its code is mapped from the cache and nothing runs.
-    fn find_compiled(&self, package: &Package, known: Option<&LoadReport>) -> Result<Option<Loaded>, Error> {
+    fn find_compiled(
+        &self,
+        package: &Package,
+        known: Option<&LoadReport>,
+        memory: &Arc<MemoryBudget>,
+    ) -> Result<Option<Loaded>, Error> {
         let Some(report) = known.filter(|report| report.isolation == Isolation::Request) else {
             return Ok(None);
         };
-        let Some(component) = self.cache.find(&self.engine, self.snapshot_key(package)) else {
+        let Some(code) = self.cache.find(&self.engine, self.snapshot_key(package)) else {
             return Ok(None);
         };
-        self.loaded(package, &component, report.clone(), Instances::Fresh).map(Some)
+        self.loaded(package, &code, report.clone(), Instances::Fresh, memory).map(Some)
     }
 
     async fn load_snapshot(
@@ -95,16 +110,18 @@ impl Runtime {
         package: &Package,
         wasm: &Bytes,
         files: Files,
+        memory: &Arc<MemoryBudget>,
     ) -> Result<Loaded, NoSnapshot> {
         let mut wizer = Wizer::new();
         wizer.keep_init_func(true);
         let (context, instrumented) =
             wizer.instrument_component(wasm).map_err(|error| NoSnapshot::Refused(format!("{error:#}")))?;
         let key = Key::new(&self.engine, "instrumented").with(package.component.to_string().as_bytes());
-        let component = tokio::task::block_in_place(|| {
+        let code = tokio::task::block_in_place(|| {
             self.cache.get_or_make(&self.engine, key, || compile::precompile(&self.engine, &instrumented))
         })?;
-        let Scratch { mut instance, raw, signature } = self.run_load(package, &component, files).await?;
+        let Scratch { mut instance, raw, signature } =
+            self.run_load(package, &code.component, files, memory).await?;
         // Reading the memory out calls into the component too, and must not end at the load's deadline.
         State::renew(&mut instance.store, Stop::after(SNAPSHOT_DEADLINE));
         let mut access = WasmtimeWizerComponent { store: &mut instance.store, instance: raw };
@@ -114,13 +131,13 @@ impl Runtime {
             .map_err(|error| fault::in_step("snapshot", &error))?;
         drop(instance);
 
-        let component = tokio::task::block_in_place(|| {
+        let code = tokio::task::block_in_place(|| {
             self.cache.get_or_make(&self.engine, self.snapshot_key(package), || {
                 compile::precompile(&self.engine, &snapshot)
             })
         })?;
         let report = LoadReport { signature, isolation: Isolation::Request, isolation_note: None };
-        Ok(self.loaded(package, &component, report, Instances::Fresh)?)
+        Ok(self.loaded(package, &code, report, Instances::Fresh, memory)?)
     }
 
     async fn load_warm(
@@ -129,20 +146,18 @@ impl Runtime {
         wasm: &Bytes,
         files: Files,
         note: Option<String>,
+        memory: &Arc<MemoryBudget>,
     ) -> Result<Loaded, Error> {
         let key = Key::new(&self.engine, "plain").with(package.component.to_string().as_bytes());
-        let component = tokio::task::block_in_place(|| {
+        let code = tokio::task::block_in_place(|| {
             self.cache.get_or_make(&self.engine, key, || compile::precompile(&self.engine, wasm))
         })?;
-        let Scratch { instance, signature, .. } = self.run_load(package, &component, files).await?;
+        let Scratch { instance, signature, .. } =
+            self.run_load(package, &code.component, files, memory).await?;
         let report = LoadReport { signature, isolation: Isolation::Instance, isolation_note: note };
-        let instances = Instances::Warm {
-            idle: Mutex::new(vec![instance]),
-            blobs: Arc::clone(&self.blobs),
-            package: Box::new(package.clone()),
-            load_limit: self.config.load_deadline,
-        };
-        self.loaded(package, &component, report, instances)
+        let warm = Warm::new(Arc::clone(&self.blobs), package.clone(), self.config.load_deadline);
+        warm.add(instance);
+        self.loaded(package, &code, report, Instances::Warm(Box::new(warm)), memory)
     }
 
     /// Verifies, then runs `load` in a scratch instance.
@@ -151,11 +166,13 @@ impl Runtime {
         package: &Package,
         component: &Component,
         files: Files,
+        memory: &Arc<MemoryBudget>,
     ) -> Result<Scratch, Error> {
         verify::verify(&self.engine, component, &package.capabilities)?;
         let limit = self.config.load_deadline;
         let pre = self.link(component)?;
-        let store = State::store(&self.engine, package.limits.memory_bytes, Stop::after(limit), Some(files));
+        let memory = MemoryLimit::new(package.limits.memory_bytes, memory);
+        let store = State::store(&self.engine, memory, Stop::after(limit), Some(files));
         let (mut instance, raw) = start_with_raw(&pre, store, limit).await?;
         let signature = instance.load(package, limit).await.map_err(|error| in_step("load", error))?;
         Ok(Scratch { instance, raw, signature })
@@ -164,15 +181,20 @@ impl Runtime {
     fn loaded(
         &self,
         package: &Package,
-        component: &Component,
+        code: &Code,
         report: LoadReport,
         instances: Instances,
+        memory: &Arc<MemoryBudget>,
     ) -> Result<Loaded, Error> {
         Ok(Loaded {
             engine: self.engine.clone(),
-            pre: self.link(component)?,
+            pre: self.link(&code.component)?,
             report,
+            memory: Arc::clone(memory),
             memory_bytes: package.limits.memory_bytes,
+            peak_bytes: AtomicU64::new(0),
+            code_bytes: code.bytes + HEAP_BYTES,
+            is_file: code.is_file,
             limit: package.limits.deadline,
             instances,
         })
@@ -204,12 +226,17 @@ impl ModelRuntime for Runtime {
         &'a self,
         package: &'a Package,
         known: Option<&'a LoadReport>,
+        memory: &'a Arc<MemoryBudget>,
     ) -> BoxFuture<'a, Result<Arc<dyn LoadedModel>, Error>> {
         Box::pin(async move {
-            let loaded = Arc::new(self.load_package(package, known).await?);
+            // The same bytes passed their examples when they were compiled.
+            if let Some(loaded) = self.find_compiled(package, known, memory)? {
+                return Ok(Arc::new(loaded) as Arc<dyn LoadedModel>);
+            }
+            let loaded: Arc<dyn LoadedModel> = Arc::new(self.load_package(package, known, memory).await?);
             let patience = package.limits.deadline.max(Duration::from_secs(10));
-            examples::run(&*loaded, &package.examples, patience).await?;
-            Ok(loaded as Arc<dyn LoadedModel>)
+            examples::run(&loaded, &package.examples, patience).await?;
+            Ok(loaded)
         })
     }
 }

@@ -59,8 +59,12 @@ pub(crate) struct State {
 
 impl State {
     /// A store for one instance. Its guest is stopped at `stop`, and lets others run once an epoch.
-    pub(crate) fn store(engine: &Engine, memory_bytes: u64, stop: Stop, files: Option<Files>) -> Store<Self> {
-        let memory = MemoryLimit::new(memory_bytes);
+    pub(crate) fn store(
+        engine: &Engine,
+        memory: MemoryLimit,
+        stop: Stop,
+        files: Option<Files>,
+    ) -> Store<Self> {
         let state = Self { memory, stop, files, last_error: None, log_lines: 0, wasi: None };
         let mut store = Store::new(engine, state);
         store.limiter(|state| &mut state.memory);

@@ -314,13 +314,7 @@ mod tests {
     use crate::testing::{version, with_inputs};
 
     fn model(version: &Version) -> Model {
-        Model {
-            name: version.model.clone(),
-            versions: std::collections::BTreeMap::new(),
-            policy: None,
-            previous: None,
-            aliases: std::collections::BTreeMap::new(),
-        }
+        Model::new(version.model.clone())
     }
 
     #[test]

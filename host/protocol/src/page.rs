@@ -359,13 +359,7 @@ mod tests {
     use crate::testing::{fp32, version, with_inputs};
 
     fn page(version: &Version, posted: &[(String, String)], outcome: &Outcome<'_>) -> String {
-        let shown = Model {
-            name: version.model.clone(),
-            versions: std::collections::BTreeMap::new(),
-            policy: None,
-            previous: None,
-            aliases: std::collections::BTreeMap::new(),
-        };
+        let shown = Model::new(version.model.clone());
         model(&shown, version, false, "h:1", posted, outcome).unwrap()
     }
 

@@ -3,7 +3,9 @@
 //! A change is written first and published second; whoever was told of it finds it after a crash. The published
 //! [`Snapshot`] is built from the rows once, at start, and afterwards follows each change.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod deployments;
+
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,6 +14,7 @@ use modelhost_core::artifact::{Artifact, Digest};
 use modelhost_core::deployment::{Isolation, Limits, LoadReport, Model, Package, Snapshot, Version};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
+use modelhost_core::pool::{Bounds, DeploymentName};
 use modelhost_core::routing::Policy;
 use sha2::{Digest as _, Sha256};
 use sqlx::sqlite::{
@@ -42,6 +45,8 @@ pub struct Registration<'a> {
     pub package: Package,
     /// What loading it brought to light.
     pub report: LoadReport,
+    /// Where it runs.
+    pub deployment: DeploymentName,
 }
 
 /// One policy that a model had.
@@ -57,8 +62,9 @@ pub struct HistoryEntry {
 }
 
 impl Catalog {
-    /// Opens the database, making it if need be, and reads what it holds; `cap` bounds every version's limits. Errors: internal, naming the file.
-    pub async fn open(path: &Path, cap: &Limits) -> Result<Self, Error> {
+    /// Opens the database, making it if need be, and reads what it holds; `cap` bounds every version's limits,
+    /// `default` is what the default deployment has until somebody changes it. Errors: internal, naming the file.
+    pub async fn open(path: &Path, cap: &Limits, default: &Bounds) -> Result<Self, Error> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -71,7 +77,7 @@ impl Catalog {
             .run(&pool)
             .await
             .map_err(|error| Error::internal(format!("catalogue {}: {error}", path.display())))?;
-        let snapshot = read_all(&pool, cap).await?;
+        let snapshot = read_all(&pool, cap, default).await?;
         Ok(Self { pool, writer: Mutex::new(()), latest: RwLock::new(Arc::new(snapshot)) })
     }
 
@@ -101,7 +107,8 @@ impl Catalog {
     ) -> Result<Arc<Version>, Error> {
         let _writer = self.writer.lock().await;
         let latest = self.snapshot();
-        let Registration { model: name, manifest, package, report } = registration;
+        let Registration { model: name, manifest, package, report, deployment } = registration;
+        deployments::find(&latest, &deployment)?;
         if package.response_cache && report.isolation != Isolation::Request {
             return Err(Error::invalid(
                 "response_cache: only a version that runs in fresh instances (isolation = \"request\") answers equal requests equally",
@@ -111,6 +118,7 @@ impl Catalog {
             let (model_id, number) = next_version(tx, name).await?;
             let version = version_of(name, number, manifest, package, report)?;
             insert_version(tx, model_id, &version, manifest).await?;
+            deployments::insert_placement(tx, model_id, number, &deployment).await?;
             Ok(Arc::new(version))
         };
         let version = self.write(insert).await?;
@@ -118,6 +126,7 @@ impl Catalog {
         self.replace(
             changed(&latest, name, |model| {
                 model.versions.insert(number, Arc::clone(&version));
+                deployments::place(model, number, &deployment);
             }),
             publish,
         );
@@ -336,13 +345,9 @@ fn check_alias(alias: &str) -> Result<(), Error> {
 
 fn changed(latest: &Arc<Snapshot>, name: &ModelName, change: impl FnOnce(&mut Model)) -> Arc<Snapshot> {
     let mut snapshot = Snapshot::clone(latest);
-    let model = snapshot.models.entry(name.clone()).or_insert_with(|| Arc::new(empty(name.clone())));
+    let model = snapshot.models.entry(name.clone()).or_insert_with(|| Arc::new(Model::new(name.clone())));
     change(Arc::make_mut(model));
     Arc::new(snapshot)
-}
-
-fn empty(name: ModelName) -> Model {
-    Model { name, versions: BTreeMap::new(), policy: None, previous: None, aliases: BTreeMap::new() }
 }
 
 /// Puts a version together; its digest covers everything that decides its answers and bounds.
@@ -483,7 +488,7 @@ fn parse_policy(text: &str) -> Result<Policy, Error> {
     rows::read::<PolicyRow>("policy", text)?.policy()
 }
 
-async fn read_all(pool: &SqlitePool, cap: &Limits) -> Result<Snapshot, Error> {
+async fn read_all(pool: &SqlitePool, cap: &Limits, default: &Bounds) -> Result<Snapshot, Error> {
     let mut models: HashMap<i64, Model> = HashMap::new();
     let rows = sqlx::query(
         "SELECT m.id, m.name, p.policy, b.policy FROM models m LEFT JOIN policies p ON p.id = m.policy_id
@@ -495,7 +500,7 @@ async fn read_all(pool: &SqlitePool, cap: &Limits) -> Result<Snapshot, Error> {
             let text: Option<&str> = row.try_get(at).map_err(database)?;
             text.map(parse_policy).transpose()
         };
-        let model = Model { policy: policy(2)?, previous: policy(3)?, ..empty(name) };
+        let model = Model { policy: policy(2)?, previous: policy(3)?, ..Model::new(name) };
         models.insert(row.try_get(0).map_err(database)?, model);
     }
     read_versions(pool, &mut models, cap).await?;
@@ -507,8 +512,9 @@ async fn read_all(pool: &SqlitePool, cap: &Limits) -> Result<Snapshot, Error> {
             model.aliases.insert(row.try_get(1).map_err(database)?, number);
         }
     }
+    deployments::read_placements(pool, &mut models).await?;
     let by_name = models.into_values().map(|model| (model.name.clone(), Arc::new(model)));
-    Ok(Snapshot { models: by_name.collect() })
+    Ok(Snapshot { models: by_name.collect(), deployments: deployments::read(pool, default).await? })
 }
 
 async fn read_versions(

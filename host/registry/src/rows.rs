@@ -1,8 +1,10 @@
 //! How signatures and policies are written into the catalogue: JSON with its own types, so that the domain can change
 //! without changing what is stored.
 
+use modelhost_core::deployment::Isolation;
 use modelhost_core::error::Error;
 use modelhost_core::model::{ModelVersion, Signature};
+use modelhost_core::pool::Bounds;
 use modelhost_core::routing::{Policy, Run, StickyKey};
 use modelhost_core::tensor::{Column, ColumnKind, DType, TensorSpec};
 use serde::{Deserialize, Serialize};
@@ -116,6 +118,8 @@ pub(crate) struct PolicyRow {
     challengers: Vec<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sticky: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pinned: bool,
 }
 
 /// Buckets, out of 10,000, that one version serves.
@@ -135,6 +139,7 @@ impl From<&Policy> for PolicyRow {
             runs: policy.runs().iter().map(run).collect(),
             challengers: policy.challengers().iter().map(|version| version.get()).collect(),
             sticky: policy.sticky().map(ToString::to_string),
+            pinned: policy.is_pinned(),
         }
     }
 }
@@ -148,6 +153,38 @@ impl PolicyRow {
             self.challengers.into_iter().map(ModelVersion::new).collect::<Result<_, _>>()?,
             self.sticky.as_deref().map(StickyKey::parse).transpose()?,
         )
+        .map(|policy| policy.with_pin(self.pinned))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct BoundsRow {
+    instances: u32,
+    queue: u32,
+    memory_bytes: u64,
+    loaded_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    threads: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    isolation: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    capabilities: Vec<String>,
+}
+
+impl From<&Bounds> for BoundsRow {
+    fn from(bounds: &Bounds) -> Self {
+        let Bounds { instances, queue, memory_bytes, loaded_bytes, threads, isolation, capabilities } =
+            bounds.clone();
+        let isolation = isolation.map(|isolation| isolation.as_str().to_owned());
+        Self { instances, queue, memory_bytes, loaded_bytes, threads, isolation, capabilities }
+    }
+}
+
+impl BoundsRow {
+    pub(crate) fn bounds(self) -> Result<Bounds, Error> {
+        let Self { instances, queue, memory_bytes, loaded_bytes, threads, isolation, capabilities } = self;
+        let isolation = isolation.as_deref().map(Isolation::parse).transpose()?;
+        Ok(Bounds { instances, queue, memory_bytes, loaded_bytes, threads, isolation, capabilities })
     }
 }
 
@@ -172,7 +209,8 @@ mod tests {
         let policy = Policy::single(version(6))
             .with_split(&[(version(6), 2), (version(7), 1)], Some(StickyKey::Header("x-user".into())))
             .and_then(|policy| policy.with_challengers(vec![version(8)]))
-            .unwrap();
+            .unwrap()
+            .with_pin(true);
         let text = write("policy", &PolicyRow::from(&policy)).unwrap();
         assert_eq!(read::<PolicyRow>("policy", &text).unwrap().policy(), Ok(policy));
     }

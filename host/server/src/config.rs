@@ -1,12 +1,15 @@
 //! The host's settings: read once, from a TOML file, then overridden by the command line.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use modelhost_admin::wire::BoundsChange;
 use modelhost_core::deployment::Limits;
 use modelhost_core::error::Error;
 use modelhost_core::model::ModelName;
+use modelhost_core::pool::{Bounds, DeploymentName};
 use serde::Deserialize;
 
 /// The host's settings, with their defaults. Unknown keys are errors.
@@ -49,10 +52,16 @@ pub struct Config {
     pub max_connections: usize,
     /// Bytes of answers kept for equal requests, over all versions whose manifest says `response_cache = true`.
     pub response_cache_bytes: u64,
-    /// Live instances at once, over all versions.
+    /// Live instances at once, over all deployments.
     pub instances: u32,
-    /// Versions in memory at once.
-    pub loaded_versions: usize,
+    /// Versions in memory at once, over all deployments. Default: what `vm.max_map_count` and the limit on open files allow.
+    pub loaded_versions: Option<u32>,
+    /// A warm instance that waited this long for a request is ended.
+    pub idle_instance_ms: u64,
+    /// Disk for compiled code; beyond it what was used longest ago is removed, and compiled again when it is needed.
+    pub compiled_mib: u64,
+    /// Deployments and their bounds. Those named here have these bounds whenever the host starts; others keep theirs.
+    pub deployments: BTreeMap<String, BoundsChange>,
     /// Bytes of a released instance's memory that are zeroed rather than unmapped.
     pub keep_resident_bytes: usize,
     /// Whether to reset only the pages that a request wrote. Default: where the kernel can.
@@ -116,7 +125,10 @@ impl Default for Config {
             max_connections: 16_384,
             response_cache_bytes: 64 << 20,
             instances: 1000,
-            loaded_versions: 1000,
+            loaded_versions: None,
+            idle_instance_ms: 60_000,
+            compiled_mib: 64 << 10,
+            deployments: BTreeMap::new(),
             keep_resident_bytes: 1 << 20,
             pagemap_scan: None,
             limits: LimitCaps::default(),
@@ -154,6 +166,20 @@ impl Config {
         self.default_model.as_deref().map(ModelName::parse).transpose()
     }
 
+    /// The deployments that the file names. Errors: invalid argument, naming the deployment and what cannot be.
+    pub(crate) fn deployments(&self) -> Result<BTreeMap<DeploymentName, Bounds>, Error> {
+        let parsed = self.deployments.iter().map(|(name, keys)| {
+            let bounds = keys.apply(Bounds::on_host(self.instances)).and_then(|bounds| {
+                bounds.check(self.instances)?;
+                Ok(bounds)
+            });
+            let in_deployment =
+                |error: Error| Error::new(error.code, format!("deployments.{name}: {}", error.message));
+            Ok((DeploymentName::parse(name)?, bounds.map_err(in_deployment)?))
+        });
+        parsed.collect()
+    }
+
     pub(crate) fn limits_cap(&self) -> Limits {
         Limits {
             memory_bytes: self.limits.memory_mib << 20,
@@ -167,6 +193,7 @@ impl Config {
     pub(crate) fn engine(&self) -> modelhost_engine::Config {
         modelhost_engine::Config {
             cache_dir: self.data_dir.join("compiled"),
+            cache_bytes: self.compiled_mib << 20,
             instances: self.instances,
             max_memory_bytes: self.limits_cap().memory_bytes,
             load_deadline: Duration::from_millis(self.limits.load_deadline_ms),

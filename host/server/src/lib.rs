@@ -6,6 +6,7 @@ mod config;
 mod grpc;
 mod handlers;
 mod http;
+mod system;
 mod wiring;
 
 pub use config::Config;

@@ -14,6 +14,7 @@ use modelhost_admin::Admin;
 use modelhost_core::artifact::Digest;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
+use modelhost_core::pool::Bounds;
 use modelhost_core::ports::{BlobStore, Lifecycle, ModelRuntime, Observer};
 use modelhost_registry::{Blobs, Catalog};
 use modelhost_serving::Serving;
@@ -25,9 +26,7 @@ use crate::config::Config;
 use crate::grpc::Services;
 use crate::handlers::Public;
 use crate::http::{Listener, bind};
-
-/// Open files for everything but connections.
-const SPARE_FILES: u64 = 512;
+use crate::system;
 
 /// Connections on the admin port.
 const ADMIN_CONNECTIONS: usize = 256;
@@ -47,32 +46,42 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the data folder, makes the engine, and serves. What policies name is loaded in the background; whoever
+    /// Opens the data folder, makes the engine, and serves. What policies pin is loaded in the background; whoever
     /// calls it before waits for that one load. Errors: invalid argument (settings), conflict (an address or the data folder is
     /// in use), internal.
     pub async fn start(config: Config) -> Result<Self, Error> {
         config.check()?;
-        raise_file_limit(config.max_connections);
+        let loaded_versions = system::loaded_versions(&config)?;
         let lock = lock_data_dir(&config.data_dir)?;
         let blobs = Blobs::open(&config.data_dir.join("blobs"))?;
         let runtimes = store_runtimes(&blobs, &config.runtimes_dir())?;
-        let catalog =
-            Arc::new(Catalog::open(&config.data_dir.join("catalogue.db"), &config.limits_cap()).await?);
+        let bounds = Bounds::on_host(config.instances);
+        let catalog = Arc::new(
+            Catalog::open(&config.data_dir.join("catalogue.db"), &config.limits_cap(), &bounds).await?,
+        );
         let mut keep = catalog.blobs();
         keep.extend(runtimes.values());
         blobs.retain(&keep)?;
+
+        catalog.set_deployments(config.deployments()?, drop).await?;
 
         let metrics = Arc::new(Metrics::default());
         let traces = config.otlp_endpoint.as_deref().map(Traces::export_to).transpose()?.unwrap_or_default();
         let engine: Arc<dyn ModelRuntime> =
             modelhost_engine::Runtime::new(config.engine(), Arc::new(blobs.clone()) as Arc<dyn BlobStore>)?;
         let serving_config = modelhost_serving::Config {
-            loaded_versions: config.loaded_versions,
+            loaded_versions,
+            idle_instance: Duration::from_millis(config.idle_instance_ms),
             response_cache_bytes: config.response_cache_bytes,
             ..Default::default()
         };
         let observer = Arc::clone(&metrics) as Arc<dyn Observer>;
         let serving = Serving::new(serving_config, Arc::clone(&engine), observer);
+        let watched = Arc::downgrade(&serving);
+        metrics.watch(Box::new(move || {
+            let serving = watched.upgrade();
+            serving.map(|serving| (serving.deployments(), serving.usage())).unwrap_or_default()
+        }));
         serving.publish(catalog.snapshot());
 
         let admin = Arc::new(Admin {
@@ -83,6 +92,7 @@ impl Server {
             runtimes,
             comparisons: comparisons(Arc::clone(&metrics)),
             limits_cap: config.limits_cap(),
+            host_instances: config.instances,
             max_blob_bytes: config.max_blob_bytes,
         });
         let public = Arc::new(Public {
@@ -177,14 +187,6 @@ impl Server {
         let public = self.public;
         // The last spans go out with blocking I/O; a thread that cannot be had costs only them.
         drop(tokio::task::spawn_blocking(move || public.traces.flush()).await);
-    }
-}
-
-/// Each connection is a file: takes as many as the system grants, and says so where they are too few.
-fn raise_file_limit(connections: usize) {
-    let files = rlimit::increase_nofile_limit(u64::MAX).unwrap_or_default();
-    if files < connections as u64 + SPARE_FILES {
-        tracing::warn!(files, connections, "the system grants fewer open files than max_connections needs");
     }
 }
 

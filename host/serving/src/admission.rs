@@ -1,36 +1,210 @@
-//! Bounds on what runs and waits. Beyond them the answer is a fast refusal.
+//! Who runs next in a deployment. Bounds what runs and waits; beyond them the answer is a fast refusal.
+//!
+//! Waiting requests stand in one line a version. A free instance goes to the model that was served least (start-time fair queueing
+//! over the time its predictions usually take; Goyal, Vin, Cheng 1997), there to whoever waits longest. A request that would wait past its
+//! deadline is refused on arrival. When the queue is full the newest request goes: the one that arrives, or, when another
+//! model has more waiting than its own, that model's newest.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use modelhost_core::deployment::{Limits, Version};
 use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::event::{DeploymentTotals, Tally};
 use modelhost_core::infer::Deadline;
+use modelhost_core::model::ModelName;
+use modelhost_core::pool::Bounds;
 use modelhost_core::ports::Recorder;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::oneshot;
 
-/// Lets `concurrency` requests run and `queue` wait.
-pub(crate) struct Admission {
-    running: Semaphore,
-    recorder: Arc<dyn Recorder>,
+#[cfg(test)]
+mod tests;
+
+/// How many of the latest runs a usual run is averaged over.
+const MEMORY_OF_RUNS: u64 = 16;
+
+/// Over how long utilisation is averaged.
+const UTILISATION_WINDOW: Duration = Duration::from_secs(15);
+
+/// One version's place in its deployment: its own bounds, and how long it usually runs.
+pub(crate) struct Line {
+    model: ModelName,
+    concurrency: u32,
     queue: u32,
+    recorder: Arc<dyn Recorder>,
+    /// Changed only under the deployment's lock.
+    running: AtomicU32,
+    /// Nanoseconds; 0 until it ran.
+    usual_run: AtomicU64,
+}
+
+impl Line {
+    /// The recorder holds the count of those that wait.
+    pub(crate) fn new(version: &Version, recorder: Arc<dyn Recorder>) -> Arc<Self> {
+        let Limits { concurrency, queue, .. } = version.package.limits;
+        Arc::new(Self {
+            model: version.model.clone(),
+            concurrency,
+            queue,
+            recorder,
+            running: AtomicU32::new(0),
+            usual_run: AtomicU64::new(0),
+        })
+    }
+
+    /// Predictions that run or are about to.
+    pub(crate) fn running(&self) -> u32 {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    /// Predictions that wait.
+    pub(crate) fn waiting(&self) -> u32 {
+        self.recorder.waiting().load(Ordering::Relaxed)
+    }
+
+    /// How long it usually runs.
+    pub(crate) fn usual_run(&self) -> Duration {
+        Duration::from_nanos(self.usual_run.load(Ordering::Relaxed))
+    }
+
+    /// Learns from a run. Two at once may lose one of them: it is an average.
+    pub(crate) fn ran(&self, took: Duration) {
+        let took = nanos(took);
+        let usual = self.usual_run.load(Ordering::Relaxed);
+        let learnt = if usual == 0 { took } else { usual - usual / MEMORY_OF_RUNS + took / MEMORY_OF_RUNS };
+        self.usual_run.store(learnt, Ordering::Relaxed);
+    }
+}
+
+/// The queue of one deployment.
+pub(crate) struct Admission {
+    state: Mutex<State>,
+}
+
+struct State {
+    instances: u32,
+    queue: u32,
+    closed: bool,
+    running: u32,
+    waiting: u32,
+    /// Models that have requests waiting.
+    backlogs: HashMap<ModelName, Backlog>,
+    /// What the model that was served last had been served: newcomers start from here.
+    served: u64,
+    next_ticket: u64,
+    busy: Busy,
+    totals: DeploymentTotals,
+}
+
+/// One model's waiting requests.
+struct Backlog {
+    /// Usual nanoseconds of the runs it was given, on the common clock.
+    served: u64,
+    waiting: u32,
+    lines: Vec<(Arc<Line>, VecDeque<Waiter>)>,
+}
+
+struct Waiter {
+    ticket: u64,
+    since: Instant,
+    grant: oneshot::Sender<Result<(), Error>>,
+}
+
+/// Leave to run; gives it back when dropped.
+pub(crate) struct Permit<'a> {
+    admission: &'a Admission,
+    line: &'a Line,
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.admission.leave(self.line);
+    }
+}
+
+/// A place in the queue; leaves it when dropped.
+struct Place<'a> {
+    admission: &'a Admission,
+    line: &'a Arc<Line>,
+    ticket: u64,
+    granted: oneshot::Receiver<Result<(), Error>>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = self.admission.lock();
+        if !state.remove(self.line, self.ticket) && matches!(self.granted.try_recv(), Ok(Ok(()))) {
+            drop(state);
+            self.admission.leave(self.line); // granted at the moment it gave up
+        }
+    }
 }
 
 impl Admission {
-    /// The recorder holds the count of those that wait.
-    pub(crate) fn new(concurrency: u32, queue: u32, recorder: Arc<dyn Recorder>) -> Self {
-        Self { running: Semaphore::new(concurrency as usize), recorder, queue }
+    pub(crate) fn new(bounds: &Bounds) -> Self {
+        let state = State {
+            instances: bounds.instances,
+            queue: bounds.queue,
+            closed: false,
+            running: 0,
+            waiting: 0,
+            backlogs: HashMap::new(),
+            served: 0,
+            next_ticket: 0,
+            busy: Busy::new(Instant::now()),
+            totals: DeploymentTotals::default(),
+        };
+        Self { state: Mutex::new(state) }
     }
 
-    /// Waits for a place; the permit gives it back when dropped.
-    /// Errors: resource exhausted at once when the queue is full; deadline exceeded while waiting.
-    pub(crate) async fn enter(&self, deadline: Deadline) -> Result<SemaphorePermit<'_>, Error> {
-        if let Ok(permit) = self.running.try_acquire() {
-            return Ok(permit);
+    /// From now on these bounds hold; what runs and waits stays.
+    pub(crate) fn set_bounds(&self, bounds: &Bounds) {
+        let mut state = self.lock();
+        (state.instances, state.queue) = (bounds.instances, bounds.queue);
+        state.dispatch();
+    }
+
+    /// Refuses everybody who waits or comes.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        for (_, backlog) in std::mem::take(&mut state.backlogs) {
+            for (line, waiters) in backlog.lines {
+                for waiter in waiters {
+                    line.recorder.waiting().fetch_sub(1, Ordering::Relaxed);
+                    drop(waiter.grant.send(Err(closed())));
+                }
+            }
         }
-        let _place = self.queue_up()?;
-        match tokio::time::timeout_at(deadline.instant().into(), self.running.acquire()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => Err(Error::new(ErrorCode::Unavailable, "the host is shutting down")),
+        state.waiting = 0;
+    }
+
+    /// Waits for leave to run. Errors: resource exhausted when the queue is full, or the wait would outlast the
+    /// deadline; deadline exceeded when it did; unavailable when the deployment was torn down.
+    pub(crate) async fn enter<'a>(
+        &'a self,
+        line: &'a Arc<Line>,
+        deadline: Deadline,
+    ) -> Result<Permit<'a>, Error> {
+        let mut place = {
+            let mut state = self.lock();
+            if state.closed {
+                return Err(closed());
+            }
+            if state.waiting == 0 && state.fits(line) {
+                state.start(line, Duration::ZERO);
+                return Ok(Permit { admission: self, line });
+            }
+            let (ticket, granted) = state.queue_up(line, deadline)?;
+            state.dispatch();
+            Place { admission: self, line, ticket, granted }
+        };
+        match tokio::time::timeout_at(deadline.instant().into(), &mut place.granted).await {
+            Ok(Ok(Ok(()))) => Ok(Permit { admission: self, line }),
+            Ok(Ok(Err(refusal))) => Err(refusal),
+            Ok(Err(_)) => Err(closed()),
             Err(_) => Err(Error::new(
                 ErrorCode::DeadlineExceeded,
                 "the request's deadline passed while it waited for a free instance",
@@ -38,89 +212,238 @@ impl Admission {
         }
     }
 
-    fn queue_up(&self) -> Result<Place<'_>, Error> {
-        let waiting = self.recorder.waiting();
-        let before = waiting.fetch_add(1, Ordering::Relaxed);
-        let place = Place(waiting);
-        if before < self.queue {
-            return Ok(place);
-        }
-        let queue = self.queue;
-        Err(Error::new(
-            ErrorCode::ResourceExhausted,
-            format!("every instance is busy and {queue} requests wait already"),
-        ))
+    fn leave(&self, line: &Line) {
+        let mut state = self.lock();
+        state.end(line);
+        state.dispatch();
+    }
+
+    /// Predictions that run, and that wait.
+    pub(crate) fn counts(&self) -> (u32, u32) {
+        let state = self.lock();
+        (state.running, state.waiting)
+    }
+
+    /// Share of the instances that were busy lately, 0 to 1.
+    pub(crate) fn utilisation(&self) -> f64 {
+        let mut state = self.lock();
+        let (running, instances) = (state.running, state.instances);
+        state.busy.count(running);
+        state.busy.sample(instances);
+        state.busy.average
+    }
+
+    /// Totals of what was let in and refused; loads are counted elsewhere.
+    pub(crate) fn totals(&self) -> DeploymentTotals {
+        self.lock().totals
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-struct Place<'a>(&'a AtomicU32);
+impl State {
+    fn fits(&self, line: &Line) -> bool {
+        self.running < self.instances && line.running() < line.concurrency
+    }
 
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    fn end(&mut self, line: &Line) {
+        self.busy.count(self.running);
+        self.running -= 1;
+        line.running.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn start(&mut self, line: &Line, waited: Duration) {
+        self.busy.count(self.running);
+        self.running += 1;
+        line.running.fetch_add(1, Ordering::Relaxed);
+        let Tally { count, nanos: total } = &mut self.totals.admitted;
+        *count += 1;
+        *total += nanos(waited);
+    }
+
+    fn queue_up(
+        &mut self,
+        line: &Arc<Line>,
+        deadline: Deadline,
+    ) -> Result<(u64, oneshot::Receiver<Result<(), Error>>), Error> {
+        if line.waiting() >= line.queue {
+            self.totals.refused += 1;
+            let text = format!("every instance is busy and {} requests wait already", line.queue);
+            return Err(Error::new(ErrorCode::ResourceExhausted, text));
+        }
+        let now = Instant::now();
+        let (wait, left) = (self.wait(line), deadline.instant().saturating_duration_since(now));
+        if wait > left {
+            self.totals.hopeless += 1;
+            let (wait, left) = (wait.as_millis(), left.as_millis());
+            let text =
+                format!("it would wait about {wait} ms for an instance, and its deadline is in {left} ms");
+            return Err(Error::new(ErrorCode::ResourceExhausted, text));
+        }
+        if self.waiting >= self.queue && !self.shed(&line.model) {
+            self.totals.refused += 1;
+            let text =
+                format!("every instance of its deployment is busy and {} requests wait already", self.queue);
+            return Err(Error::new(ErrorCode::ResourceExhausted, text));
+        }
+        let (grant, granted) = oneshot::channel();
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.waiting += 1;
+        line.recorder.waiting().fetch_add(1, Ordering::Relaxed);
+        let served = self.served;
+        let backlog = self.backlogs.entry(line.model.clone());
+        let backlog = backlog.or_insert_with(|| Backlog { served, waiting: 0, lines: Vec::new() });
+        backlog.waiting += 1;
+        let waiter = Waiter { ticket, since: now, grant };
+        match backlog.lines.iter_mut().find(|(known, _)| Arc::ptr_eq(known, line)) {
+            Some((_, waiters)) => waiters.push_back(waiter),
+            None => backlog.lines.push((Arc::clone(line), VecDeque::from([waiter]))),
+        }
+        Ok((ticket, granted))
+    }
+
+    /// How long one more request would wait: every model is served as much as this one, or until it has nothing left.
+    fn wait(&self, line: &Line) -> Duration {
+        let instances = u64::from(self.instances.max(1));
+        let usual = nanos(line.usual_run());
+        let own = self.backlogs.get(&line.model).map_or(0, Backlog::work);
+        let models = self.backlogs.iter().filter(|(model, _)| **model != line.model);
+        let others: u64 = models.map(|(_, backlog)| backlog.work().min(own + usual)).sum();
+        let in_line = u64::from(line.waiting()) * usual / u64::from(line.concurrency.max(1));
+        Duration::from_nanos(((own + others) / instances).max(in_line))
+    }
+
+    /// Makes room for a request of `model`: refuses the newest of the model that has most waiting, if those are more than its own.
+    fn shed(&mut self, model: &ModelName) -> bool {
+        let own = self.backlogs.get(model).map_or(0, |backlog| backlog.waiting);
+        let longest = self.backlogs.iter().max_by_key(|(_, backlog)| backlog.waiting);
+        let Some((longest, _)) = longest.filter(|(_, backlog)| backlog.waiting > own + 1) else {
+            return false;
+        };
+        let longest = longest.clone();
+        let Some(backlog) = self.backlogs.get_mut(&longest) else { return false };
+        let newest =
+            backlog.lines.iter_mut().max_by_key(|(_, waiters)| waiters.back().map(|waiter| waiter.ticket));
+        let Some((line, waiter)) =
+            newest.and_then(|(line, waiters)| Some((Arc::clone(line), waiters.pop_back()?)))
+        else {
+            return false;
+        };
+        self.waited(&line);
+        self.totals.shed += 1;
+        let text = format!("model {longest} has most requests waiting, and others need the room");
+        drop(waiter.grant.send(Err(Error::new(ErrorCode::ResourceExhausted, text))));
+        true
+    }
+
+    /// Takes a request out of its line. False: it is not there any more.
+    fn remove(&mut self, line: &Arc<Line>, ticket: u64) -> bool {
+        let Some(backlog) = self.backlogs.get_mut(&line.model) else { return false };
+        let Some((_, waiters)) = backlog.lines.iter_mut().find(|(known, _)| Arc::ptr_eq(known, line)) else {
+            return false;
+        };
+        // Tickets grow along the line.
+        let Ok(at) = waiters.binary_search_by_key(&ticket, |waiter| waiter.ticket) else { return false };
+        waiters.remove(at);
+        self.waited(line);
+        true
+    }
+
+    /// Counts one that left its line.
+    fn waited(&mut self, line: &Line) {
+        self.waiting -= 1;
+        line.recorder.waiting().fetch_sub(1, Ordering::Relaxed);
+        if let Some(backlog) = self.backlogs.get_mut(&line.model) {
+            backlog.waiting -= 1;
+            backlog.lines.retain(|(_, waiters)| !waiters.is_empty());
+            if backlog.waiting == 0 {
+                self.backlogs.remove(&line.model);
+            }
+        }
+    }
+
+    /// Gives free instances to those who wait.
+    fn dispatch(&mut self) {
+        while self.waiting > 0 && self.running < self.instances {
+            let ready = self.backlogs.iter().filter(|(_, backlog)| backlog.next().is_some());
+            let Some((model, _)) = ready.min_by_key(|(_, backlog)| backlog.served) else { return };
+            let model = model.clone();
+            let Some(backlog) = self.backlogs.get_mut(&model) else { return };
+            let Some(at) = backlog.next() else { return };
+            let Some((line, waiters)) = backlog.lines.get_mut(at) else { return };
+            let Some(waiter) = waiters.pop_front() else { return };
+            let line = Arc::clone(line);
+            self.served = backlog.served;
+            backlog.served += nanos(line.usual_run()).max(1);
+            self.waited(&line);
+            self.start(&line, waiter.since.elapsed());
+            if waiter.grant.send(Ok(())).is_err() {
+                self.end(&line); // cannot be: who gives up takes itself out of the line first
+            }
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, Instant};
+impl Backlog {
+    /// Usual nanoseconds of all that waits.
+    fn work(&self) -> u64 {
+        let lines = self.lines.iter();
+        lines.map(|(line, waiters)| nanos(line.usual_run()) * waiters.len() as u64).sum()
+    }
 
-    use modelhost_core::event::{Comparison, Prediction, Statistics};
+    /// The line whose first request waits longest, of those that may run one more.
+    fn next(&self) -> Option<usize> {
+        let lines = self.lines.iter().enumerate();
+        let free = lines.filter(|(_, (line, _))| line.running() < line.concurrency);
+        let first = |waiters: &VecDeque<Waiter>| waiters.front().map(|waiter| waiter.ticket);
+        free.filter_map(|(at, (_, waiters))| Some((first(waiters)?, at))).min().map(|(_, at)| at)
+    }
+}
 
-    use super::*;
+/// How busy the instances were.
+struct Busy {
+    /// Nanoseconds of running, all instances together.
+    nanos: u64,
+    /// Up to when they are counted.
+    counted: Instant,
+    /// The latest average's end, and what was counted by then.
+    sampled: (Instant, u64),
+    average: f64,
+}
 
-    #[derive(Default)]
-    struct Counts(AtomicU32);
+impl Busy {
+    fn new(now: Instant) -> Self {
+        Self { nanos: 0, counted: now, sampled: (now, 0), average: 0.0 }
+    }
 
-    impl Recorder for Counts {
-        fn prediction(&self, _: &Prediction) {}
-        fn comparison(&self, _: &Comparison) {}
-        fn codec(&self, _: Duration, _: Duration) {}
-        fn waiting(&self) -> &AtomicU32 {
-            &self.0
+    /// Counts what ran until now.
+    fn count(&mut self, running: u32) {
+        let now = Instant::now();
+        self.nanos += nanos(now.saturating_duration_since(self.counted)) * u64::from(running);
+        self.counted = now;
+    }
+
+    /// Moves the average; older times weigh exponentially less.
+    #[expect(clippy::cast_precision_loss, reason = "a share for people and autoscalers")]
+    fn sample(&mut self, instances: u32) {
+        let (since, before) = self.sampled;
+        let elapsed = self.counted.saturating_duration_since(since).as_secs_f64();
+        if elapsed > 0.0 {
+            let share = (self.nanos - before) as f64 / 1e9 / elapsed / f64::from(instances.max(1));
+            let keep = (-elapsed / UTILISATION_WINDOW.as_secs_f64()).exp();
+            self.average = self.average * keep + share * (1.0 - keep);
+            self.sampled = (self.counted, self.nanos);
         }
-        fn cache_hit(&self, _: Duration) {}
-        fn cache_miss(&self, _: Duration) {}
-        fn statistics(&self) -> Statistics {
-            Statistics::default()
-        }
     }
+}
 
-    fn soon() -> Deadline {
-        Deadline::after(Instant::now(), Duration::from_millis(20))
-    }
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
 
-    #[tokio::test]
-    async fn refuses_at_once_beyond_the_queue() {
-        let admission = Admission::new(1, 1, Arc::new(Counts::default()));
-        let running = admission.enter(soon()).await.unwrap();
-        let waiting = admission.enter(Deadline::after(Instant::now(), Duration::from_secs(60)));
-        tokio::pin!(waiting);
-        assert!(futures_poll(waiting.as_mut()).await.is_none());
-        let refused = admission.enter(soon()).await.unwrap_err();
-        assert_eq!(refused.code, ErrorCode::ResourceExhausted);
-        drop(running);
-        assert!(waiting.await.is_ok());
-        assert_eq!(admission.recorder.waiting().load(Ordering::Relaxed), 0);
-    }
-
-    #[tokio::test]
-    async fn gives_up_at_the_deadline() {
-        let admission = Admission::new(1, 1, Arc::new(Counts::default()));
-        let _running = admission.enter(soon()).await.unwrap();
-        assert_eq!(admission.enter(soon()).await.unwrap_err().code, ErrorCode::DeadlineExceeded);
-    }
-
-    /// Polls once.
-    async fn futures_poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
-        let mut future = Some(future);
-        std::future::poll_fn(move |context| {
-            let poll = future.take().map(|future| future.poll(context));
-            std::task::Poll::Ready(match poll {
-                Some(std::task::Poll::Ready(output)) => Some(output),
-                _ => None,
-            })
-        })
-        .await
-    }
+fn closed() -> Error {
+    Error::new(ErrorCode::Unavailable, "its deployment is being torn down; a retry finds the new one")
 }

@@ -5,11 +5,14 @@
 
 mod admission;
 mod cache;
+mod demand;
 mod lifecycle;
 mod mirror;
+mod pool;
 mod repository;
 mod resolve;
 mod slot;
+mod threads;
 
 pub use cache::Cached;
 pub use lifecycle::{Config, Serving};

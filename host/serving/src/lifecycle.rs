@@ -1,24 +1,33 @@
-//! The table of routes, and which versions are in memory.
+//! The table of routes, the deployments, and which versions are in memory.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use modelhost_core::deployment::{Model, Snapshot, Version};
 use modelhost_core::error::Error;
+use modelhost_core::event::{DeploymentStatus, VersionUsage};
 use modelhost_core::model::{ModelName, ModelVersion};
+use modelhost_core::pool::DeploymentName;
 use modelhost_core::ports::{BoxFuture, Lifecycle, ModelRuntime, Observer};
 use modelhost_core::routing;
 
 use crate::cache::ResponseCache;
 use crate::mirror::Mirror;
+use crate::pool::{Places, Pool};
 use crate::slot::Slot;
+
+/// How often idle instances are looked for.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
 
 /// Serving's settings.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
-    /// Versions in memory at once; beyond it the longest idle one that no policy names is unloaded.
-    pub loaded_versions: usize,
+    /// Versions in memory at once, over all deployments.
+    pub loaded_versions: u32,
+    /// A warm instance that waited this long for a request is ended.
+    pub idle_instance: Duration,
     /// Bytes of answers that are kept for equal requests.
     pub response_cache_bytes: u64,
     /// Copies for challengers that wait; one more is dropped and counted.
@@ -32,7 +41,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            loaded_versions: 1000,
+            loaded_versions: 10_000,
+            idle_instance: Duration::from_secs(60),
             response_cache_bytes: 64 << 20,
             mirror_queue: 1024,
             mirror_bytes: 64 << 20,
@@ -43,13 +53,18 @@ impl Default for Config {
 
 /// Everything that serves predictions.
 pub struct Serving {
-    pub(crate) table: ArcSwap<HashMap<ModelName, Arc<Route>>>,
-    pub(crate) runtime: Arc<dyn ModelRuntime>,
+    pub(crate) table: ArcSwap<Table>,
     pub(crate) mirror: Mirror,
     pub(crate) cache: ResponseCache,
+    runtime: Arc<dyn ModelRuntime>,
     observer: Arc<dyn Observer>,
-    config: Config,
+    places: Arc<Places>,
+    /// Held while another table is made.
+    pools: Mutex<BTreeMap<DeploymentName, Arc<Pool>>>,
 }
+
+/// By `prefix/name`.
+pub(crate) type Table = HashMap<ModelName, Arc<Route>>;
 
 /// One model's slots. Made anew when its model changes; the slots live on.
 pub(crate) struct Route {
@@ -66,69 +81,42 @@ impl Route {
     pub(crate) fn slots(&self) -> impl Iterator<Item = &Arc<Slot>> {
         self.slots.values()
     }
-
-    /// Whether traffic reaches it, or would after a rollback.
-    fn is_routed(&self, number: ModelVersion) -> bool {
-        let policies = [&self.model.policy, &self.model.previous];
-        policies.into_iter().flatten().any(|policy| policy.versions().contains(&number))
-    }
 }
 
 impl Serving {
     /// Serves nothing until a snapshot is published. Needs a tokio runtime, for the challengers' tasks.
     pub fn new(config: Config, runtime: Arc<dyn ModelRuntime>, observer: Arc<dyn Observer>) -> Arc<Self> {
-        Arc::new_cyclic(|serving: &Weak<Self>| Self {
+        let serving = Arc::new(Self {
             table: ArcSwap::default(),
             cache: ResponseCache::new(config.response_cache_bytes),
-            mirror: Mirror::start(&config, Arc::clone(&runtime), serving),
+            mirror: Mirror::start(&config),
             runtime,
             observer,
-            config,
-        })
+            places: Places::new(config.loaded_versions),
+            pools: Mutex::default(),
+        });
+        let weak = Arc::downgrade(&serving);
+        tokio::spawn(async move {
+            let mut tick = tokio::time::interval(TIDY_EVERY);
+            loop {
+                tick.tick().await;
+                let Some(serving) = weak.upgrade() else { return };
+                let pools: Vec<_> = serving.pools().values().cloned().collect();
+                pools.iter().for_each(|pool| pool.tidy(config.idle_instance));
+            }
+        });
+        serving
     }
 
-    /// Loads what policies name, one after another, so that first callers find it ready. What fails is logged, and tried
+    /// Loads what policies pin, one after another, so that first callers find it ready. What fails is logged, and tried
     /// again by its first caller.
     pub async fn preload(&self) {
         let routes: Vec<_> = self.table.load().values().cloned().collect();
-        for route in routes {
-            let named = route.model.policy.iter().flat_map(|policy| policy.versions());
-            for slot in named.filter_map(|number| route.slot(number)) {
-                if let Err(error) = self.load(&slot, false).await {
-                    let (model, version) = (&slot.version.model, slot.version.number);
-                    tracing::warn!(%model, %version, %error, "not loaded");
-                }
+        for slot in routes.iter().flat_map(|route| route.slots()).filter(|slot| slot.is_pinned()) {
+            if let Err(error) = slot.load(false).await {
+                let (model, version) = (&slot.version.model, slot.version.number);
+                tracing::warn!(%model, %version, %error, "not loaded");
             }
-        }
-    }
-
-    pub(crate) async fn load(&self, slot: &Arc<Slot>, retry: bool) -> Result<(), Error> {
-        let (_, newly) = slot.load(&*self.runtime, retry).await?;
-        if newly {
-            tracing::info!(model = %slot.version.model, version = %slot.version.number, "loaded");
-            self.make_room(slot);
-        }
-        Ok(())
-    }
-
-    /// Unloads the longest idle versions that no policy names, down to the bound.
-    pub(crate) fn make_room(&self, keep: &Arc<Slot>) {
-        let table = self.table.load();
-        let loaded = |route: &Arc<Route>| {
-            let route = Arc::clone(route);
-            let slots: Vec<_> = route.slots.values().filter(|slot| slot.is_ready()).cloned().collect();
-            slots.into_iter().map(move |slot| (route.is_routed(slot.version.number), slot))
-        };
-        let all: Vec<_> = table.values().flat_map(loaded).collect();
-        let over = all.len().saturating_sub(self.config.loaded_versions);
-        let mut idle: Vec<_> = all
-            .iter()
-            .filter(|(routed, slot)| !routed && !Arc::ptr_eq(slot, keep))
-            .map(|(_, slot)| slot)
-            .collect();
-        idle.sort_by_key(|slot| slot.last_used());
-        for slot in idle.into_iter().take(over) {
-            slot.unload();
         }
     }
 
@@ -139,15 +127,63 @@ impl Serving {
         })
     }
 
-    fn new_slot(&self, version: Arc<Version>) -> Arc<Slot> {
+    fn pools(&self) -> MutexGuard<'_, BTreeMap<DeploymentName, Arc<Pool>>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Routes to these models; what did not change keeps its slots.
+    fn route_to<'a>(
+        &self,
+        models: impl Iterator<Item = &'a Arc<Model>>,
+        pools: &BTreeMap<DeploymentName, Arc<Pool>>,
+    ) -> Table {
+        let old = self.table.load();
+        let route = |model: &'a Arc<Model>| {
+            let before = old.get(&model.name);
+            let kept = |route: &&Arc<Route>| {
+                let in_place = |slot: &Arc<Slot>| {
+                    pools.get(&slot.pool.name).is_some_and(|pool| Arc::ptr_eq(pool, &slot.pool))
+                };
+                Arc::ptr_eq(&route.model, model) && route.slots().all(in_place)
+            };
+            let route =
+                before.filter(kept).cloned().or_else(|| self.new_route(model, before, pools).map(Arc::new));
+            route.map(|route| (model.name.clone(), route))
+        };
+        models.filter_map(route).collect()
+    }
+
+    fn new_route(
+        &self,
+        model: &Arc<Model>,
+        before: Option<&Arc<Route>>,
+        pools: &BTreeMap<DeploymentName, Arc<Pool>>,
+    ) -> Option<Route> {
+        let pinned =
+            model.policy.iter().filter(|policy| policy.is_pinned()).flat_map(|policy| policy.versions());
+        let pinned: Vec<_> = pinned.collect();
+        let slot = |(number, version): (&ModelVersion, &Arc<Version>)| {
+            let pool =
+                pools.get(&model.deployment(*number)).or_else(|| pools.get(&DeploymentName::default()))?;
+            let kept =
+                before.and_then(|route| route.slot(*number)).filter(|slot| Arc::ptr_eq(&slot.pool, pool));
+            let slot = kept.unwrap_or_else(|| self.new_slot(version, pool));
+            slot.pin(pinned.contains(number));
+            Some((*number, slot))
+        };
+        let slots = model.versions.iter().map(slot).collect::<Option<_>>()?;
+        Some(Route { model: Arc::clone(model), seed: routing::seed(model.name.as_str()), slots })
+    }
+
+    fn new_slot(&self, version: &Arc<Version>, pool: &Arc<Pool>) -> Arc<Slot> {
         let recorder = self.observer.recorder(&version.model, version.number);
-        Arc::new(Slot::new(version, recorder))
+        Arc::new(Slot::new(Arc::clone(version), Arc::clone(pool), Arc::clone(&self.runtime), recorder))
     }
 }
 
 impl Lifecycle for Serving {
     fn ready<'a>(&'a self, version: &'a Version) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(async move { self.load(&self.slot_of(version)?, true).await })
+        Box::pin(async move { self.slot_of(version)?.load(true).await.map(drop) })
     }
 
     fn unload(&self, version: &Version) -> bool {
@@ -159,24 +195,47 @@ impl Lifecycle for Serving {
     }
 
     fn publish(&self, snapshot: Arc<Snapshot>) {
-        let old = self.table.load();
-        let routes = snapshot.models.iter().map(|(name, model)| {
-            let before = old.get(name);
-            if let Some(route) = before.filter(|route| Arc::ptr_eq(&route.model, model)) {
-                return (name.clone(), Arc::clone(route));
+        let mut pools = self.pools();
+        for (name, bounds) in &snapshot.deployments {
+            match pools.get(name) {
+                Some(pool) => pool.set_bounds(bounds),
+                None => drop(pools.insert(name.clone(), Pool::new(name, bounds, &self.places))),
             }
-            let slots = model.versions.iter().map(|(number, version)| {
-                let slot = before.and_then(|route| route.slot(*number));
-                (*number, slot.unwrap_or_else(|| self.new_slot(Arc::clone(version))))
-            });
-            let route = Route {
-                model: Arc::clone(model),
-                seed: routing::seed(name.as_str()),
-                slots: slots.collect(),
-            };
-            (name.clone(), Arc::new(route))
-        });
-        let table: HashMap<_, _> = routes.collect();
-        self.table.store(Arc::new(table));
+        }
+        let gone: Vec<_> =
+            pools.keys().filter(|name| !snapshot.deployments.contains_key(*name)).cloned().collect();
+        let closed: Vec<_> = gone.iter().filter_map(|name| pools.remove(name)).collect();
+        self.table.store(Arc::new(self.route_to(snapshot.models.values(), &pools)));
+        closed.iter().for_each(|pool| pool.close());
+    }
+
+    fn recreate(&self, name: &DeploymentName) -> Result<(), Error> {
+        let mut pools = self.pools();
+        let not_found = || Error::not_found(format!("deployment {name} does not exist"));
+        let old = pools.get(name).cloned().ok_or_else(not_found)?;
+        pools.insert(name.clone(), Pool::new(name, &old.bounds(), &self.places));
+        let models: Vec<_> = self.table.load().values().map(|route| Arc::clone(&route.model)).collect();
+        self.table.store(Arc::new(self.route_to(models.iter(), &pools)));
+        old.close();
+        Ok(())
+    }
+
+    fn deployments(&self) -> Vec<DeploymentStatus> {
+        let mut placed: HashMap<DeploymentName, u32> = HashMap::new();
+        let table = self.table.load();
+        for slot in table.values().flat_map(|route| route.slots()) {
+            *placed.entry(slot.pool.name.clone()).or_default() += 1;
+        }
+        let pools: Vec<_> = self.pools().values().cloned().collect();
+        let status = |pool: &Arc<Pool>| pool.status(placed.get(&pool.name).copied().unwrap_or(0));
+        pools.iter().map(status).collect()
+    }
+
+    fn usage(&self) -> Vec<VersionUsage> {
+        let table = self.table.load();
+        let mut usage: Vec<_> =
+            table.values().flat_map(|route| route.slots()).filter_map(|slot| slot.usage()).collect();
+        usage.sort_by(|a, b| (&a.version.model, a.version.number).cmp(&(&b.version.model, b.version.number)));
+        usage
     }
 }

@@ -2,17 +2,16 @@
 //!
 //! A copy never delays or changes the caller's answer. What does not fit the queue is dropped and counted.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use modelhost_core::event::{Agreement, Comparison, Role};
 use modelhost_core::infer::{Deadline, InferRequest};
 use modelhost_core::model::ModelVersion;
-use modelhost_core::ports::ModelRuntime;
 use modelhost_core::tensor::{DType, Tensor};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::lifecycle::{Config, Serving};
+use crate::lifecycle::Config;
 use crate::slot::Slot;
 
 /// Waiting and running together, per copy: nobody waits for it.
@@ -32,12 +31,12 @@ struct Copy {
 }
 
 impl Mirror {
-    /// Starts the workers; they end with `serving`.
-    pub(crate) fn start(config: &Config, runtime: Arc<dyn ModelRuntime>, serving: &Weak<Serving>) -> Self {
+    /// Starts the workers; they end with the mirror.
+    pub(crate) fn start(config: &Config) -> Self {
         let (queue, copies) = mpsc::channel(config.mirror_queue);
         let copies = Arc::new(Mutex::new(copies));
         for _ in 0..config.mirror_concurrency {
-            tokio::spawn(work(Arc::clone(&copies), Arc::clone(&runtime), Weak::clone(serving)));
+            tokio::spawn(work(Arc::clone(&copies)));
         }
         Self { queue, bytes: Arc::new(Semaphore::new(config.mirror_bytes as usize)) }
     }
@@ -46,19 +45,18 @@ impl Mirror {
         &self,
         served: ModelVersion,
         challengers: &[Arc<Slot>],
-        request: InferRequest,
+        request: &Arc<InferRequest>,
         answer: &Arc<Vec<Tensor>>,
     ) {
         let bytes: usize = request.inputs.iter().chain(&**answer).map(|tensor| tensor.data().len()).sum();
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let request = Arc::new(request);
         for challenger in challengers {
             let permit = Arc::clone(&self.bytes).try_acquire_many_owned(bytes);
             let sent = permit.is_ok_and(|permit| {
                 let copy = Copy {
                     served,
                     challenger: Arc::clone(challenger),
-                    request: Arc::clone(&request),
+                    request: Arc::clone(request),
                     answer: Arc::clone(answer),
                     _bytes: permit,
                 };
@@ -71,30 +69,22 @@ impl Mirror {
     }
 }
 
-async fn work(
-    copies: Arc<Mutex<mpsc::Receiver<Copy>>>,
-    runtime: Arc<dyn ModelRuntime>,
-    serving: Weak<Serving>,
-) {
+async fn work(copies: Arc<Mutex<mpsc::Receiver<Copy>>>) {
     loop {
         let copy = copies.lock().await.recv().await;
         let Some(copy) = copy else { return };
-        let was_ready = copy.challenger.is_ready();
-        let agreement = run(&*runtime, &copy).await;
+        let agreement = run(&copy).await;
         copy.challenger.recorder.comparison(&Comparison { served: copy.served, agreement });
-        if let Some(serving) = serving.upgrade().filter(|_| !was_ready) {
-            serving.make_room(&copy.challenger);
-        }
     }
 }
 
-async fn run(runtime: &dyn ModelRuntime, copy: &Copy) -> Agreement {
+async fn run(copy: &Copy) -> Agreement {
     let mut request = InferRequest::clone(&copy.request);
     if request.conform(&copy.challenger.version.report.signature).is_err() {
         return Agreement::Failed;
     }
     let deadline = Deadline::after(Instant::now(), LIMIT);
-    match copy.challenger.infer(runtime, &request, deadline, Role::Challenger).await {
+    match copy.challenger.infer(Arc::new(request), deadline, Role::Challenger).await {
         Ok((outputs, _)) => compare(&copy.answer, &outputs),
         Err(_) => Agreement::Failed,
     }

@@ -48,7 +48,7 @@ impl Serving {
             slot.bring_back();
         }
         for slot in wanted.into_iter().filter_map(|number| route.slot(number)) {
-            self.load(&slot, true).await?;
+            slot.load(true).await?;
         }
         Ok(())
     }

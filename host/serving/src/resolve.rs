@@ -115,6 +115,7 @@ impl Resolved {
     /// Answers, then shows the challengers a copy. `limit` bounds waiting and running together.
     pub async fn infer(&self, mut request: InferRequest, limit: Duration) -> Result<Answer, Error> {
         request.conform(&self.slot.version.report.signature)?;
+        let request = Arc::new(request);
         let start = Instant::now();
         let deadline = Deadline::after(start, limit);
         let answer = if self.slot.version.package.response_cache {
@@ -125,24 +126,19 @@ impl Resolved {
         };
         if !self.mirrors.is_empty() {
             let version = self.slot.version.number;
-            self.serving.mirror.send(version, &self.mirrors, request, &answer.outputs);
+            self.serving.mirror.send(version, &self.mirrors, &request, &answer.outputs);
         }
         Ok(answer)
     }
 
-    async fn run(&self, request: &InferRequest, deadline: Deadline) -> Result<Answer, Error> {
-        let was_ready = self.slot.is_ready();
-        let result = self.slot.infer(&*self.serving.runtime, request, deadline, Role::Primary).await;
-        if !was_ready {
-            self.serving.make_room(&self.slot);
-        }
-        let (outputs, timing) = result?;
+    async fn run(&self, request: &Arc<InferRequest>, deadline: Deadline) -> Result<Answer, Error> {
+        let (outputs, timing) = self.slot.infer(Arc::clone(request), deadline, Role::Primary).await?;
         Ok(Answer { outputs: Arc::new(outputs), queued: timing.queued, ran: timing.ran, cached: None })
     }
 
     async fn cached(
         &self,
-        request: &InferRequest,
+        request: &Arc<InferRequest>,
         start: Instant,
         deadline: Deadline,
     ) -> Result<Answer, Error> {

@@ -1,39 +1,52 @@
 //! One version's place in memory: loaded on first use, kept until it is unloaded.
 
+use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use modelhost_core::deployment::Version;
 use modelhost_core::error::{Error, ErrorCode};
-use modelhost_core::event::{Prediction, Role};
+use modelhost_core::event::{Prediction, Role, Tally, VersionUsage};
 use modelhost_core::infer::{Deadline, InferRequest};
-use modelhost_core::ports::{LoadedModel, ModelRuntime, Recorder};
+use modelhost_core::ports::{Footprint, LoadedModel, ModelRuntime, Recorder};
 use modelhost_core::tensor::Tensor;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Mutex;
 
-use crate::admission::Admission;
+use crate::admission::Line;
+use crate::demand::Demand;
+use crate::pool::Pool;
+use crate::threads::{Job, LONG};
 
 /// A version that failed to load is not tried again for this long, doubling up to the second.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const RETRY_AFTER_MOST: Duration = Duration::from_secs(60);
 
+/// A version that nobody asked for so long gives back what it can get again from disk.
+const REST_AFTER: Duration = Duration::from_secs(5);
+
 pub(crate) struct Slot {
     pub(crate) version: Arc<Version>,
     pub(crate) recorder: Arc<dyn Recorder>,
+    pub(crate) pool: Arc<Pool>,
+    runtime: Arc<dyn ModelRuntime>,
+    line: Arc<Line>,
     loaded: ArcSwapOption<Ready>,
     /// Held while loading, so that callers who come meanwhile wait for that one load.
     loading: Mutex<Option<LastFailure>>,
-    admission: Admission,
     /// Unloaded by a client: not loaded again until it is told to.
     withdrawn: AtomicBool,
-    /// When it was last used, in microseconds since [`START`].
-    last_used: AtomicU64,
+    /// A policy keeps it in memory.
+    pinned: AtomicBool,
+    demand: Demand,
+    /// It gave back what it can since it was last used.
+    rests: AtomicBool,
+    loads: AtomicU64,
+    load_nanos: AtomicU64,
 }
-
-/// One origin for every slot, so that their times compare.
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 type Ready = Arc<dyn LoadedModel>;
 
@@ -44,16 +57,26 @@ struct LastFailure {
 }
 
 impl Slot {
-    pub(crate) fn new(version: Arc<Version>, recorder: Arc<dyn Recorder>) -> Self {
-        let limits = version.package.limits;
+    pub(crate) fn new(
+        version: Arc<Version>,
+        pool: Arc<Pool>,
+        runtime: Arc<dyn ModelRuntime>,
+        recorder: Arc<dyn Recorder>,
+    ) -> Self {
         Self {
+            line: Line::new(&version, Arc::clone(&recorder)),
             version,
-            admission: Admission::new(limits.concurrency, limits.queue, Arc::clone(&recorder)),
             recorder,
+            pool,
+            runtime,
             loaded: ArcSwapOption::empty(),
             loading: Mutex::new(None),
             withdrawn: AtomicBool::new(false),
-            last_used: AtomicU64::new(0),
+            pinned: AtomicBool::new(false),
+            demand: Demand::default(),
+            rests: AtomicBool::new(false),
+            loads: AtomicU64::new(0),
+            load_nanos: AtomicU64::new(0),
         }
     }
 
@@ -61,12 +84,18 @@ impl Slot {
         self.loaded.load().is_some()
     }
 
-    pub(crate) fn unload(&self) -> bool {
-        self.loaded.swap(None).is_some()
+    /// Takes it out of memory; what runs finishes. Says whether it was there.
+    pub(crate) fn unload(self: &Arc<Self>) -> bool {
+        self.pool.unload(self)
+    }
+
+    /// Lets the loaded model go. Only for its pool, which counts it.
+    pub(crate) fn forget(&self) {
+        self.loaded.store(None);
     }
 
     /// Unloads it and answers nobody, until a load that somebody asks for.
-    pub(crate) fn withdraw(&self) {
+    pub(crate) fn withdraw(self: &Arc<Self>) {
         self.withdrawn.store(true, Ordering::Relaxed);
         self.unload();
     }
@@ -74,6 +103,48 @@ impl Slot {
     /// Takes a withdrawal back.
     pub(crate) fn bring_back(&self) {
         self.withdrawn.store(false, Ordering::Relaxed);
+    }
+
+    /// Keeps it in memory once it is there, or no longer does.
+    pub(crate) fn pin(&self, pinned: bool) {
+        self.pinned.store(pinned, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pinned.load(Ordering::Relaxed)
+    }
+
+    /// Whether it may be unloaded to make room: nobody pinned it, and it serves nobody now.
+    pub(crate) fn may_be_evicted(&self) -> bool {
+        !self.is_pinned() && self.line.running() == 0
+    }
+
+    /// What keeping it in memory is worth: the time that loading it again would take from its callers, per byte.
+    #[expect(clippy::cast_precision_loss, reason = "it ranks")]
+    pub(crate) fn value(&self) -> f32 {
+        let loads = self.loads.load(Ordering::Relaxed).max(1);
+        let cost = self.load_nanos.load(Ordering::Relaxed) / loads;
+        self.demand.now() * cost as f32 / self.bytes().max(1) as f32
+    }
+
+    /// What it holds of memory; nothing when it is not loaded.
+    pub(crate) fn footprint(&self) -> Footprint {
+        self.loaded.load().as_ref().map(|model| model.footprint()).unwrap_or_default()
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.footprint().bytes
+    }
+
+    /// Ends instances that idle for so long; gives back pages when nobody asked it for a while.
+    pub(crate) fn tidy(&self, idle: Duration) {
+        let Some(model) = &*self.loaded.load() else { return };
+        model.shrink(idle);
+        if self.demand.idle() < REST_AFTER || self.line.running() > 0 {
+            self.rests.store(false, Ordering::Relaxed);
+        } else if !self.rests.swap(true, Ordering::Relaxed) {
+            model.rest();
+        }
     }
 
     /// Errors: unavailable, when it is withdrawn.
@@ -93,17 +164,18 @@ impl Slot {
         failure.as_ref().filter(|_| !self.is_ready()).map(|last| last.error.message.clone())
     }
 
-    /// When it was last used; larger is later.
-    pub(crate) fn last_used(&self) -> u64 {
-        self.last_used.load(Ordering::Relaxed)
+    /// The loaded version; loads it if need be, on its deployment's threads and to the end, whoever still waits.
+    /// Errors: the load's; for a while the remembered one, so that a broken version cannot burn the machine.
+    pub(crate) async fn load(self: &Arc<Self>, retry: bool) -> Result<Ready, Error> {
+        if let Some(model) = self.loaded.load_full() {
+            return Ok(Ready::clone(&model));
+        }
+        let slot = Arc::clone(self);
+        let threads = self.pool.threads.load_full();
+        threads.run_to_end(Box::pin(async move { slot.load_here(retry).await })).await?
     }
 
-    /// The loaded version; loads it if need be. Says whether this call loaded it.
-    /// Errors: the load's; for a while the remembered one, so that a broken version cannot burn the machine.
-    pub(crate) async fn load(&self, runtime: &dyn ModelRuntime, retry: bool) -> Result<(Ready, bool), Error> {
-        if let Some(model) = self.loaded.load_full() {
-            return Ok((Ready::clone(&model), false));
-        }
+    async fn load_here(self: Arc<Self>, retry: bool) -> Result<Ready, Error> {
         let mut failure = self.loading.lock().await;
         if retry {
             self.bring_back();
@@ -111,46 +183,72 @@ impl Slot {
             return Err(Error::new(ErrorCode::Unavailable, "it is unloaded"));
         }
         if let Some(model) = self.loaded.load_full() {
-            return Ok((Ready::clone(&model), false));
+            return Ok(Ready::clone(&model));
         }
         if let Some(last) = failure.as_ref().filter(|last| !retry && Instant::now() < last.until) {
             return Err(last.error.clone());
         }
-        match runtime.load(&self.version.package, Some(&self.version.report)).await {
+        match self.load_now().await {
             Ok(model) => {
                 *failure = None;
-                self.loaded.store(Some(Arc::new(Arc::clone(&model))));
-                Ok((model, true))
+                Ok(model)
             }
+            // Another moment, another answer: nothing is wrong with the version.
+            Err(error) if error.code == ErrorCode::ResourceExhausted => Err(error),
             Err(error) => {
                 let pause =
                     failure.as_ref().map_or(RETRY_AFTER, |last| (last.pause * 2).min(RETRY_AFTER_MOST));
                 *failure = Some(LastFailure { error: error.clone(), until: Instant::now() + pause, pause });
+                self.pool.load_failed();
                 Err(error)
             }
         }
     }
 
-    /// Runs one request within the version's bounds and records it.
+    async fn load_now(self: &Arc<Self>) -> Result<Ready, Error> {
+        let start = Instant::now();
+        let (package, report) = (&self.version.package, &self.version.report);
+        let model = self.runtime.load(package, Some(report), &self.pool.memory).await?;
+        let took = start.elapsed();
+        self.demand.add();
+        self.loads.fetch_add(1, Ordering::Relaxed);
+        self.load_nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.loaded.store(Some(Arc::new(Arc::clone(&model))));
+        if let Err(refusal) = self.pool.admit(self, took) {
+            self.forget();
+            return Err(refusal);
+        }
+        tracing::debug!(model = %self.version.model, version = %self.version.number, ?took, "loaded");
+        Ok(model)
+    }
+
+    /// Runs one request within the bounds of the version and its deployment, and records it.
     pub(crate) async fn infer(
-        &self,
-        runtime: &dyn ModelRuntime,
-        request: &InferRequest,
+        self: &Arc<Self>,
+        request: Arc<InferRequest>,
         deadline: Deadline,
         role: Role,
     ) -> Result<(Vec<Tensor>, Timing), Error> {
         let start = Instant::now();
-        let since_start = start.saturating_duration_since(*START).as_micros();
-        self.last_used.store(u64::try_from(since_start).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.demand.add();
+        let rows = request.rows();
         let mut admitted = start;
+        let mut cpu = Duration::ZERO;
         let result = async {
-            let _permit = self.admission.enter(deadline).await?;
+            let _permit = self.pool.admission.enter(&self.line, deadline).await?;
             let model = match self.loaded.load_full() {
                 Some(model) => Ready::clone(&model),
-                None => self.load(runtime, false).await?.0,
+                None => self.load(false).await?,
             };
             admitted = Instant::now();
-            model.infer(request, deadline).await
+            // Nobody waits for a challenger, so it does not keep the server's threads from those who are waited for.
+            let is_long = role == Role::Challenger || self.line.usual_run() > LONG;
+            let job = Box::pin(Metered { run: model.infer(request, deadline), cpu: Duration::ZERO });
+            let threads = self.pool.threads.load();
+            let (outputs, used) = threads.run(job, is_long).await?;
+            cpu = used;
+            self.line.ran(admitted.elapsed());
+            outputs
         }
         .await;
         let end = Instant::now();
@@ -158,14 +256,40 @@ impl Slot {
         self.recorder.prediction(&Prediction {
             role,
             error: result.as_ref().err().map(|error: &Error| error.code),
-            rows: request.rows(),
+            rows,
             queued: timing.queued,
             ran: timing.ran,
+            cpu,
         });
         match result {
             Ok(outputs) => Ok((outputs, timing)),
             Err(error) => Err(self.name_version(error)),
         }
+    }
+
+    /// What it took and holds; nothing, when it was never used and is not in memory.
+    pub(crate) fn usage(&self) -> Option<VersionUsage> {
+        let statistics = self.recorder.statistics();
+        let loads = Tally {
+            count: self.loads.load(Ordering::Relaxed),
+            nanos: self.load_nanos.load(Ordering::Relaxed),
+        };
+        if statistics.success.count + statistics.fail.count + statistics.cpu.count + loads.count == 0 {
+            return None;
+        }
+        let footprint = self.footprint();
+        Some(VersionUsage {
+            version: Arc::clone(&self.version),
+            deployment: self.pool.name.clone(),
+            statistics,
+            latency: self.recorder.latency(),
+            running: self.line.running(),
+            waiting: self.line.waiting(),
+            idle_instances: footprint.idle_instances,
+            loaded_bytes: self.is_ready().then_some(footprint.bytes),
+            peak_instance_bytes: footprint.peak_instance_bytes,
+            loads,
+        })
     }
 
     /// A fault of the plugin or its load says which version it was.
@@ -185,4 +309,27 @@ impl Slot {
 pub(crate) struct Timing {
     pub(crate) queued: Duration,
     pub(crate) ran: Duration,
+}
+
+/// A prediction, and the processor time it takes on whatever threads it runs.
+struct Metered {
+    run: Job<Result<Vec<Tensor>, Error>>,
+    cpu: Duration,
+}
+
+impl Future for Metered {
+    type Output = (Result<Vec<Tensor>, Error>, Duration);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let before = thread_time();
+        let polled = self.run.as_mut().poll(context);
+        self.cpu += thread_time().saturating_sub(before);
+        let cpu = self.cpu;
+        polled.map(|outputs| (outputs, cpu))
+    }
+}
+
+/// Processor time of this thread so far.
+fn thread_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }

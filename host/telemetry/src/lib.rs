@@ -5,7 +5,9 @@ mod metrics;
 mod statistics;
 mod traces;
 mod triton;
+mod usage;
 
 pub use logs::{LogFormat, log_level, set_log_level, start_logs};
 pub use metrics::{Metrics, agreement_label};
 pub use traces::{Finished, Trace, Traces};
+pub use usage::ReadUsage;

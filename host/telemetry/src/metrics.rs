@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 
 use crate::statistics::Totals;
 use crate::triton::Recorders;
+use crate::usage::{ReadUsage, UsageCollector};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Versioned {
@@ -54,6 +55,7 @@ pub struct Metrics {
     families: Families,
     http: Family<Status, Counter>,
     recorders: Recorders,
+    usage: UsageCollector,
 }
 
 #[derive(Clone)]
@@ -100,9 +102,11 @@ impl Default for Metrics {
         );
         let recorders = Recorders::default();
         registry.register("http_requests", "Requests on the public port by route and status", http.clone());
+        let usage = UsageCollector::default();
+        registry.register_collector(Box::new(usage.clone()));
         let mut registries = Registry::default();
         registries.register_collector(Box::new(recorders.clone()));
-        Self { registry, triton: registries, families, http, recorders }
+        Self { registry, triton: registries, families, http, recorders, usage }
     }
 }
 
@@ -128,6 +132,11 @@ impl Metrics {
             };
             (agreement, self.families.comparisons.get(&labels).map_or(0, |counter| counter.get()))
         })
+    }
+
+    /// Shows what deployments and versions hold and do, as `read` tells at each scrape. Only the first call counts.
+    pub fn watch(&self, read: ReadUsage) {
+        drop(self.usage.0.set(read));
     }
 
     /// Everything in the OpenMetrics text format.
@@ -248,9 +257,7 @@ impl Recorder for VersionRecorder {
         }
         metrics.queued.observe(prediction.queued.as_secs_f64());
         metrics.ran.observe(prediction.ran.as_secs_f64());
-        if prediction.role == Role::Primary {
-            self.totals.prediction(prediction);
-        }
+        self.totals.prediction(prediction);
     }
 
     fn codec(&self, decode: Duration, encode: Duration) {
@@ -272,6 +279,10 @@ impl Recorder for VersionRecorder {
 
     fn statistics(&self) -> Statistics {
         self.totals.read()
+    }
+
+    fn latency(&self) -> Vec<(u64, u64)> {
+        self.totals.latency()
     }
 
     fn comparison(&self, comparison: &Comparison) {
@@ -307,6 +318,7 @@ mod tests {
             rows: 3,
             queued: Duration::ZERO,
             ran: Duration::from_micros(50),
+            cpu: Duration::from_micros(40),
         };
         recorder.prediction(&prediction(Role::Primary, None));
         recorder.prediction(&prediction(Role::Primary, Some(ErrorCode::PluginFault)));

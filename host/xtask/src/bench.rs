@@ -13,14 +13,22 @@ pub(crate) enum What {
     Functions,
     /// wrk against the server and a bare hyper server.
     Server,
+    /// Ten thousand versions on one host. Takes an hour the first time, and only when asked for.
+    Density,
 }
 
-pub(crate) fn run(what: Option<What>) -> Result<()> {
+/// Runs one kind of benchmark, or all that take minutes; `parts` of it, where it has any.
+pub(crate) fn run(what: Option<What>, parts: &[String]) -> Result<()> {
     let components = build::guests()?;
-    for (name, bench) in [("functions", What::Functions), ("server", What::Server)] {
-        if what.is_none_or(|what| what == bench) {
+    for (name, bench) in
+        [("functions", What::Functions), ("server", What::Server), ("density", What::Density)]
+    {
+        if what.map_or(bench != What::Density, |what| what == bench) {
             let mut run = sh::cargo();
-            run.args(["bench", "--package", "modelhost-tests", "--bench", name]);
+            run.args(["bench", "--package", "modelhost-tests", "--bench", name, "--"]).args(parts);
+            if bench == What::Density {
+                run.env("MODELHOST_BINARY", build::release()?);
+            }
             sh::run(run.env("MODELHOST_COMPONENTS", &components))?;
         }
     }

@@ -42,11 +42,13 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Measure functions (criterion) and the server (wrk).
+    /// Measure functions (criterion) and the server (wrk), or how many versions one host can hold.
     Bench {
-        /// Only the server, or only the functions.
+        /// Only one of them.
         #[arg(value_enum)]
         what: Option<bench::What>,
+        /// Only these parts of it; `density` has start, loaded, zipf, swaps and neighbours.
+        parts: Vec<String>,
     },
     /// Fuzz every decoder, or one, and keep what was found to reach new code.
     Fuzz {
@@ -67,7 +69,7 @@ fn main() -> Result<()> {
         Task::Guests => build::guests().map(drop),
         Task::Tidy => tidy::run(),
         Task::Codegen { check } => codegen::run(check),
-        Task::Bench { what } => bench::run(what),
+        Task::Bench { what, parts } => bench::run(what, &parts),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Task::Ci => test::ci(),
     }

@@ -1,7 +1,5 @@
 //! Nothing of one request reaches the next, whatever way the pool resets its slots.
 
-use std::time::Instant;
-
 use modelhost_core::artifact::Digest;
 use modelhost_core::deployment::{Isolation, Limits};
 use modelhost_core::ports::ModelRuntime;
@@ -40,26 +38,30 @@ fn package() -> Package {
     }
 }
 
-fn loaded(config: &Config, instances: Instances) -> Loaded {
+fn loaded(config: &Config, instances: Instances) -> Arc<Loaded> {
     let engine = compile::engine(config).unwrap();
     let component = Component::from_binary(&engine, &secret_component()).unwrap();
     let pre = state::linker(&engine).unwrap().instantiate_pre(&component).and_then(RuntimePre::new).unwrap();
     let leak =
         TensorSpec { name: "leak".into(), dtype: DType::Uint64, shape: vec![Some(1)], columns: Vec::new() };
     let signature = Signature { inputs: Vec::new(), outputs: vec![leak] };
-    Loaded {
+    Arc::new(Loaded {
         engine,
         pre,
         report: LoadReport { signature, isolation: Isolation::Request, isolation_note: None },
+        memory: Arc::new(MemoryBudget::new(u64::MAX)),
         memory_bytes: 64 << 20,
+        peak_bytes: AtomicU64::new(0),
+        code_bytes: 0,
+        is_file: false,
         limit: Duration::from_secs(10),
         instances,
-    }
+    })
 }
 
-async fn leak(loaded: &Loaded) -> u64 {
+async fn leak(loaded: &Arc<Loaded>) -> u64 {
     let deadline = Deadline::after(Instant::now(), Duration::from_secs(10));
-    let outputs = loaded.infer(&InferRequest::default(), deadline).await.unwrap();
+    let outputs = Arc::clone(loaded).infer(Arc::default(), deadline).await.unwrap();
     u64::from_le_bytes(outputs[0].data()[..].try_into().unwrap())
 }
 
@@ -108,21 +110,20 @@ fn a_warm_instance_finds_what_it_left() {
         }
     }
     let dir = tempfile::tempdir().unwrap();
-    let warm = Instances::Warm {
-        idle: Mutex::new(Vec::new()),
-        blobs: Arc::new(NoBlobs),
-        package: Box::new(package()),
-        load_limit: Duration::from_secs(1),
-    };
-    let loaded = loaded(&Config { instances: 4, ..Config::new(dir.path().to_owned()) }, warm);
+    let warm = Warm::new(Arc::new(NoBlobs), package(), Duration::from_secs(1));
+    let config = Config { instances: 4, ..Config::new(dir.path().to_owned()) };
+    let loaded = loaded(&config, Instances::Warm(Box::new(warm)));
     run(async {
-        let store = State::store(&loaded.engine, loaded.memory_bytes, Stop::after(loaded.limit), None);
+        let store = State::store(&loaded.engine, loaded.memory_limit(), Stop::after(loaded.limit), None);
         let instance = Instance::start(&loaded.pre, store, loaded.limit).await.unwrap();
-        if let Instances::Warm { idle, .. } = &loaded.instances {
-            idle.lock().unwrap().push(instance);
-        }
+        let Instances::Warm(warm) = &loaded.instances else { unreachable!() };
+        warm.add(instance);
         assert_eq!(leak(&loaded).await, 0);
         assert_ne!(leak(&loaded).await, 0);
+        assert_eq!(loaded.footprint().idle_instances, 1);
+        assert_ne!(loaded.memory.used(), 0);
+        loaded.shrink(Duration::ZERO);
+        assert_eq!((loaded.footprint().idle_instances, loaded.memory.used()), (0, 0));
     });
 }
 
@@ -140,7 +141,9 @@ fn insisting_on_fresh_instances_refuses_what_cannot_be_snapshot() {
     let runtime = crate::Runtime::new(config, Arc::new(Secret)).unwrap();
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let refusal = tokio.block_on(async move {
-        let load = tokio::spawn(async move { runtime.load(&package(), None).await.map(drop) });
+        let load = tokio::spawn(async move {
+            runtime.load(&package(), None, &Arc::new(MemoryBudget::new(u64::MAX))).await.map(drop)
+        });
         load.await.unwrap().unwrap_err()
     });
     assert!(refusal.message.contains("cannot be snapshot: "), "{refusal}");

@@ -12,7 +12,7 @@ fn version(number: u32) -> ModelVersion {
 }
 
 async fn open(dir: &Path) -> Catalog {
-    Catalog::open(&dir.join("catalogue.db"), &Limits::DEFAULT).await.unwrap()
+    Catalog::open(&dir.join("catalogue.db"), &Limits::DEFAULT, &Bounds::default()).await.unwrap()
 }
 
 async fn register(catalog: &Catalog) -> ModelVersion {
@@ -23,7 +23,13 @@ async fn register(catalog: &Catalog) -> ModelVersion {
     assert_eq!(package.limits, Limits::DEFAULT);
     let report =
         LoadReport { signature: Signature::default(), isolation: Isolation::Request, isolation_note: None };
-    let registration = Registration { model: &name(), manifest: MANIFEST, package, report };
+    let registration = Registration {
+        model: &name(),
+        manifest: MANIFEST,
+        package,
+        report,
+        deployment: DeploymentName::default(),
+    };
     catalog.register(registration, |_| {}).await.unwrap().number
 }
 
@@ -72,6 +78,38 @@ async fn rolling_back_again_goes_further_back() {
     let actions: Vec<_> =
         catalog.history(&name(), 10).await.unwrap().into_iter().map(|entry| entry.action).collect();
     assert_eq!(actions, ["rollback", "rollback", "promote", "promote", "promote"]);
+}
+
+#[tokio::test]
+async fn deployments_and_who_runs_in_them_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let gpu = DeploymentName::parse("gpu").unwrap();
+    let before = {
+        let catalog = open(dir.path()).await;
+        register(&catalog).await;
+        let missing = catalog.place(&name(), None, &gpu, |_| {}).await.unwrap_err();
+        assert_eq!(missing, Error::not_found("deployment gpu does not exist"));
+        let bounds = Bounds {
+            threads: Some(3),
+            isolation: Some(Isolation::Instance),
+            capabilities: vec!["wasi:nn".into()],
+            ..Bounds::default()
+        };
+        catalog.set_deployments([(gpu.clone(), bounds)].into(), |_| {}).await.unwrap();
+        catalog.place(&name(), Some(version(1)), &gpu, |_| {}).await.unwrap();
+        format!("{:?}", catalog.snapshot())
+    };
+    let catalog = open(dir.path()).await;
+    assert_eq!(format!("{:?}", catalog.snapshot()), before);
+    let held = catalog.delete_deployment(&gpu, |_| {}).await.unwrap_err();
+    assert!(held.message.contains("holds 1 versions (marketing/churn version 1, …)"), "{held}");
+    catalog.place(&name(), None, &DeploymentName::default(), |_| {}).await.unwrap();
+    catalog.delete_deployment(&gpu, |_| {}).await.unwrap();
+    let default = catalog.delete_deployment(&DeploymentName::default(), |_| {}).await.unwrap_err();
+    assert_eq!(default.code, ErrorCode::Conflict);
+    let snapshot = open(dir.path()).await.snapshot();
+    assert_eq!(snapshot.deployments.len(), 1);
+    assert_eq!(snapshot.models[&name()].deployment(version(1)), DeploymentName::default());
 }
 
 #[tokio::test]

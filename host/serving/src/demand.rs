@@ -1,0 +1,71 @@
+//! How much a version is asked for: every request counts 1, and half of it after a minute. One number holds frequency and recency.
+
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// One origin for every version, so that their times compare.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// After so many seconds a request counts half.
+const HALF_LIFE: f32 = 60.0;
+
+/// Parts of a second that time is counted in.
+const TICKS: u32 = 16;
+
+/// A count (`f32`) and when it was that (ticks), in one word. Two updates at once may lose one of them: it ranks, it does not bill.
+#[derive(Default)]
+pub(crate) struct Demand(AtomicU64);
+
+impl Demand {
+    /// Counts one request.
+    pub(crate) fn add(&self) {
+        let now = ticks();
+        let count = self.at(now) + 1.0;
+        self.0.store(u64::from(count.to_bits()) << 32 | u64::from(now), Ordering::Relaxed);
+    }
+
+    /// Requests lately.
+    pub(crate) fn now(&self) -> f32 {
+        self.at(ticks())
+    }
+
+    /// How long ago the last one came.
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half of a word")]
+    pub(crate) fn idle(&self) -> Duration {
+        let then = self.0.load(Ordering::Relaxed) as u32;
+        Duration::from_secs_f64(f64::from(ticks().saturating_sub(then)) / f64::from(TICKS))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
+    #[expect(clippy::cast_precision_loss, reason = "seconds, to a sixteenth")]
+    fn at(&self, now: u32) -> f32 {
+        let word = self.0.load(Ordering::Relaxed);
+        let (count, then) = (f32::from_bits((word >> 32) as u32), word as u32);
+        match now.saturating_sub(then) {
+            0 => count,
+            elapsed => count * (-(elapsed as f32) / (TICKS as f32 * HALF_LIFE)).exp2(),
+        }
+    }
+}
+
+fn ticks() -> u32 {
+    let micros = START.elapsed().as_micros();
+    u32::try_from(micros * u128::from(TICKS) / 1_000_000).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_and_forgets() {
+        let demand = Demand::default();
+        (0..3).for_each(|_| demand.add());
+        assert!((demand.now() - 3.0).abs() < 0.01, "{}", demand.now());
+        assert!(demand.idle() < Duration::from_secs(1), "{:?}", demand.idle());
+        let minute_later = ticks() + 60 * TICKS;
+        assert!((demand.at(minute_later) - 1.5).abs() < 0.01);
+        assert!(demand.at(u32::MAX) < 1e-6);
+    }
+}

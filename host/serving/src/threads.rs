@@ -1,0 +1,96 @@
+//! Where predictions run: short ones on the server's threads, long ones on threads of their deployment.
+//!
+//! Moving a request to another thread costs more than a short prediction. So one that is not known to run long starts where it
+//! arrived, and moves when its first time slice (the engine's, a millisecond) is over. The deployment's threads have a lower priority than
+//! the server's, so that reading requests and refusing them goes on however busy a deployment is.
+
+use std::pin::Pin;
+use std::sync::OnceLock;
+use std::task::Poll;
+use std::time::Duration;
+
+use modelhost_core::error::Error;
+use modelhost_core::pool::DeploymentName;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio_util::task::AbortOnDropHandle;
+
+/// What runs longer than this does not start on the server's threads.
+pub(crate) const LONG: Duration = Duration::from_micros(500);
+
+/// How much less urgent than the server's these threads are (`nice`).
+const NICE: i32 = 5;
+
+/// A future on its way.
+pub(crate) type Job<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The threads of one deployment, started when they are first needed.
+pub(crate) struct Threads {
+    name: String,
+    count: u32,
+    runtime: OnceLock<Option<Runtime>>,
+}
+
+impl Threads {
+    /// `count` threads, or one a core.
+    pub(crate) fn new(name: &DeploymentName, count: Option<u32>) -> Self {
+        let cores = || {
+            std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1))
+        };
+        Self { name: name.to_string(), count: count.unwrap_or_else(cores).max(1), runtime: OnceLock::new() }
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Runs a job: starts it here unless it is long, and goes on with it on this deployment's threads.
+    pub(crate) async fn run<T: Send + 'static>(&self, mut job: Job<T>, is_long: bool) -> Result<T, Error> {
+        if !is_long {
+            let first = std::future::poll_fn(|context| Poll::Ready(job.as_mut().poll(context))).await;
+            if let Poll::Ready(done) = first {
+                return Ok(done);
+            }
+        }
+        let Some(threads) = self.handle() else { return Ok(job.await) };
+        AbortOnDropHandle::new(threads.spawn(job)).await.map_err(ended)
+    }
+
+    /// Runs a job to its end on this deployment's threads, whether or not somebody still waits for it.
+    pub(crate) async fn run_to_end<T: Send + 'static>(&self, job: Job<T>) -> Result<T, Error> {
+        let Some(threads) = self.handle() else { return Ok(job.await) };
+        threads.spawn(job).await.map_err(ended)
+    }
+
+    fn handle(&self) -> Option<&Handle> {
+        self.runtime.get_or_init(|| self.start()).as_ref().map(Runtime::handle)
+    }
+
+    /// Without threads of its own, the deployment's jobs run on the server's.
+    fn start(&self) -> Option<Runtime> {
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(self.count as usize).thread_name(format!("run-{}", self.name)).enable_all();
+        builder.on_thread_start(|| {
+            if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+                tracing::warn!(%error, "a deployment's threads are as urgent as the server's");
+            }
+        });
+        let started = builder.build();
+        started
+            .inspect_err(
+                |error| tracing::warn!(deployment = self.name, %error, "it has no threads of its own"),
+            )
+            .ok()
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take().flatten() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn ended(error: tokio::task::JoinError) -> Error {
+    Error::internal(format!("what ran did not end: {error}"))
+}
