@@ -20,7 +20,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use modelhost_tests::{Package, Process, root};
@@ -278,8 +278,8 @@ fn zipf(versions: usize) {
                                 kinds.check(at, &body);
                             }
                             done.fetch_add(1, Ordering::Relaxed);
-                        } else {
-                            failed.fetch_add(1, Ordering::Relaxed);
+                        } else if failed.fetch_add(1, Ordering::Relaxed) == 0 {
+                            println!("the first failure: {status} {body}");
                         }
                     }
                 });
@@ -289,7 +289,12 @@ fn zipf(versions: usize) {
         });
         (done.into_inner() as f64 / seconds.as_secs_f64(), failed.into_inner())
     };
-    // Fills the cache with what is asked for most.
+    // As after a while of this load: every version was asked for once, and what is asked for most is in memory.
+    let next = AtomicUsize::new(0);
+    let each = |_: &mut Random| next.fetch_add(1, Ordering::Relaxed) % versions;
+    while next.load(Ordering::Relaxed) < versions {
+        load(&each, Duration::from_secs(5));
+    }
     load(&skewed, seconds);
     let mut rates: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
     for round in 1..=3 {
@@ -351,34 +356,31 @@ fn swaps(cycles: usize) {
     );
 }
 
-/// One deployment is asked for ten times what it can do; callers of another must not notice.
+/// One deployment is asked for ten times what it can do, by guests that never stop by themselves; callers of another must not notice.
 fn neighbours() {
+    const INSTANCES: u32 = 4;
+    const RUN: Duration = Duration::from_millis(20);
+    const SENDERS: u32 = 120;
     let dir = tempfile::tempdir_in(root().join("target")).unwrap();
-    let settings = "[deployments.noisy]\ninstances = 4\nqueue = 8\nthreads = 1\n[deployments.quiet]\ninstances = 8\nqueue = 64\n";
-    let host = serve(dir.path(), settings);
+    let settings = format!(
+        "[deployments.noisy]\ninstances = {INSTANCES}\nqueue = 8\nthreads = 1\n[deployments.quiet]\ninstances = 8\nqueue = 64\n"
+    );
+    let host = serve(dir.path(), &settings);
     let kinds = Versions::new();
-    for (model, deployment) in [("m/noisy", "noisy"), ("m/quiet", "quiet")] {
-        host.client.register(model, &kinds.package(0), true);
-        let placement = json!({"deployment": deployment});
-        assert_eq!(
-            host.client.admin("PUT", &format!("/models/{model}/deployment"), &placement).unwrap().status,
-            200
-        );
+    let spin = Package::fault("spin", &format!("[limits]\ndeadline_ms = {}", RUN.as_millis()));
+    host.client.register("m/noisy", &spin, true);
+    host.client.register("m/quiet", &kinds.package(0), true);
+    for deployment in ["noisy", "quiet"] {
+        let (path, body) = (format!("/models/m/{deployment}/deployment"), json!({"deployment": deployment}));
+        assert_eq!(host.client.admin("PUT", &path, &body).unwrap().status, 200);
     }
     let row = kinds.row.to_string();
-    let many: Vec<Value> = vec![kinds.row[0].clone(); 2000];
-    let heavy = Value::from(many).to_string();
-    let capacity = {
-        let mut connection = Connection::open(&host);
-        let begun = Instant::now();
-        let mut done = 0;
-        while begun.elapsed() < Duration::from_secs(3) {
-            assert_eq!(connection.post("/models/m/noisy/", &heavy).0, 200);
-            done += 1;
-        }
-        f64::from(done) / begun.elapsed().as_secs_f64()
-    };
-    println!("the noisy deployment can do {capacity:.0} requests/s of 2,000 rows");
+    let endless = modelhost_tests::x(&[1.0]).to_string();
+    let rate = 10.0 * f64::from(INSTANCES) / RUN.as_secs_f64();
+    println!(
+        "the noisy deployment can do {:.0} requests/s of {RUN:?} each and is sent {rate:.0}",
+        rate / 10.0
+    );
     let quiet = |seconds: u64| {
         let mut times = Vec::new();
         let mut connection = Connection::open(&host);
@@ -392,41 +394,40 @@ fn neighbours() {
         }
         times
     };
-    for round in 1..=3 {
-        let mut alone = quiet(10);
-        let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    for round in 1..=5 {
+        let mut alone = quiet(8);
+        let stop = AtomicBool::new(false);
         let outcomes = std::sync::Mutex::new(BTreeMap::<u16, u64>::new());
         let mut beside = std::thread::scope(|scope| {
-            // As many senders as fit ten times its bound; together they offer ten times its rate.
-            let senders = 120;
-            let pause = Duration::from_secs_f64(f64::from(senders) / (capacity * 10.0));
-            for _ in 0..senders {
-                let (host, heavy, stop, sent, outcomes) = (&host, &heavy, &stop, &sent, &outcomes);
+            let pause = Duration::from_secs_f64(f64::from(SENDERS) / rate);
+            for sender in 0..SENDERS {
+                let (host, endless, stop, outcomes) = (&host, &endless, &stop, &outcomes);
                 scope.spawn(move || {
                     let mut connection = Connection::open(host);
-                    let mut next = Instant::now();
+                    // Spread evenly, not all at once.
+                    let mut next = Instant::now() + pause * sender / SENDERS;
                     while !stop.load(Ordering::Relaxed) {
                         next += pause;
                         std::thread::sleep(next.saturating_duration_since(Instant::now()));
-                        let (status, _) = connection.post("/models/m/noisy/", heavy);
-                        sent.fetch_add(1, Ordering::Relaxed);
+                        let (status, _) = connection.post("/v2/models/m/noisy/infer", endless);
                         *outcomes.lock().unwrap().entry(status).or_default() += 1;
                     }
                 });
             }
             std::thread::sleep(Duration::from_secs(1));
-            let times = quiet(10);
+            let times = quiet(8);
             stop.store(true, Ordering::Relaxed);
             times
         });
-        let rate = sent.into_inner() as f64 / 11.0;
+        let outcomes = outcomes.into_inner().unwrap();
+        let sent: u64 = outcomes.values().sum();
         println!(
-            "round {round}: alone {}; beside {rate:.0} requests/s to the other ({:?} by status) {}",
+            "round {round}: alone {}; beside {:.0} requests/s to the other ({outcomes:?} by status) {}: p99 x{:.2}",
             quantiles(&mut alone),
-            outcomes.into_inner().unwrap(),
-            quantiles(&mut beside)
+            sent as f64 / 9.0,
+            quantiles(&mut beside),
+            at(&beside, 0.99).as_secs_f64() / at(&alone, 0.99).as_secs_f64()
         );
-        println!("         p99 x{:.2}", at(&beside, 0.99).as_secs_f64() / at(&alone, 0.99).as_secs_f64());
     }
 }
 

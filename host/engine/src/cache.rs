@@ -5,13 +5,13 @@
 //! changed would run it, so the digests of both stand in a third file (`.sha256`) and are checked before anything is mapped. What is
 //! missing, torn or changed is made again. The folder is bounded: what was used longest ago goes first, and what is mapped stays mapped.
 
-use std::collections::HashMap;
 use std::fs::{self, File, FileTimes};
 use std::hash::Hasher;
 use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use modelhost_core::artifact::Digest;
@@ -32,6 +32,15 @@ const CLOCK_GRAIN: Duration = Duration::from_secs(1);
 /// How names of files begin that are not whole yet.
 const TEMPORARY: &str = ".new-";
 
+/// Machine code files that are held open: one a runtime.
+const MAX_TEXTS: u64 = 256;
+
+/// Images whose check is remembered.
+const MAX_CHECKED: u64 = 100_000;
+
+/// How often a use is noted in the file's own time, which orders files for the next process.
+const NOTE_EVERY: Duration = Duration::from_secs(3600);
+
 /// What is read of a file at a time; whole blocks.
 const READ: usize = 64 * BLOCK;
 
@@ -40,8 +49,21 @@ pub(crate) struct Cache {
     dir: Arc<Path>,
     /// Bytes on disk by key, the latest use last; what leaves it is removed.
     entries: moka::sync::Cache<Digest, u64>,
-    /// Machine code that is mapped somewhere, by its digest, so that it is checked once.
-    texts: Mutex<HashMap<Digest, Weak<Text>>>,
+    /// Machine code that was checked, by its digest, and held open.
+    texts: moka::sync::Cache<Digest, Arc<Text>>,
+    /// Images that this process checked, as they were then, and their machine code.
+    checked: moka::sync::Cache<Digest, (Stamp, Digest)>,
+}
+
+/// What differs once a file was written to or replaced: device, inode, length, and the time of its last change, which nobody can set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp([u64; 5]);
+
+impl Stamp {
+    fn of(meta: &fs::Metadata) -> Self {
+        let change = [meta.ctime(), meta.ctime_nsec()].map(i64::cast_unsigned);
+        Self([meta.dev(), meta.ino(), meta.len(), change[0], change[1]])
+    }
 }
 
 /// Names one entry: a hash over all that decides its content.
@@ -116,7 +138,8 @@ impl Cache {
                 }
             })
             .build();
-        let cache = Self { dir, entries, texts: Mutex::default() };
+        let (texts, checked) = (moka::sync::Cache::new(MAX_TEXTS), moka::sync::Cache::new(MAX_CHECKED));
+        let cache = Self { dir, entries, texts, checked };
         let (dir, entries) = (Arc::clone(&cache.dir), cache.entries.clone());
         #[expect(clippy::disallowed_methods, reason = "tells older files from this process's")]
         let since = SystemTime::now();
@@ -152,48 +175,52 @@ impl Cache {
 
     fn get(&self, engine: &Engine, key: Digest) -> Option<Code> {
         let image = path(&self.dir, &key, "cwasm");
-        let digests = fs::read_to_string(path(&self.dir, &key, "sha256")).ok()?;
-        let (image_digest, text_digest) = digests.trim().split_once('\n')?;
         let file = File::open(&image).ok()?;
         let unusable = |error: &dyn std::fmt::Display| {
             tracing::warn!(%error, path = %image.display(), "compiled code cannot be used: compiling again");
         };
-        if Digest::parse(image_digest).ok()? != digest_of_file(&file).ok()? {
-            unusable(&"it is not what was written");
-            return None;
-        }
-        let text_digest = Digest::parse(text_digest).ok()?;
+        let text_digest = self.check(key, &file).inspect_err(|error| unusable(error)).ok()?;
         let text = self.text(text_digest).inspect_err(|error| unusable(error)).ok()?;
+        let meta = file.metadata().ok()?;
         let component =
-            text::with(&text, || map_code(engine, &image)).inspect_err(|error| unusable(error)).ok()?;
-        let bytes = on_disk(&file.metadata().ok()?);
-        self.used(text_digest, text.bytes(), text.file());
-        self.used(key, bytes, &file);
-        Some(Code { component, bytes, is_file: true })
+            text::with(&text, || map_code(engine, &file)).inspect_err(|error| unusable(error)).ok()?;
+        self.entries.get_with(text_digest, || text.bytes());
+        self.entries.get_with(key, || on_disk(&meta));
+        Some(Code { component, bytes: on_disk(&meta), is_file: true })
     }
 
-    /// The machine code of this digest, opened and checked unless it is in use.
-    fn text(&self, digest: Digest) -> io::Result<Arc<Text>> {
-        let mut texts = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(text) = texts.get(&digest).and_then(Weak::upgrade) {
+    /// Whether the image is what was written; tells its machine code. A file that did not change since it was checked is not read again.
+    fn check(&self, key: Digest, file: &File) -> io::Result<Digest> {
+        let stamp = Stamp::of(&file.metadata()?);
+        if let Some((_, text)) = self.checked.get(&key).filter(|(then, _)| *then == stamp) {
             return Ok(text);
         }
-        let file = File::open(path(&self.dir, &digest, "text"))?;
-        if digest_of_file(&file)? != digest {
-            return Err(io::Error::other("its machine code is not what was written"));
+        let digests = fs::read_to_string(path(&self.dir, &key, "sha256"))?;
+        let parsed =
+            digests.trim().split_once('\n').map(|(image, text)| (Digest::parse(image), Digest::parse(text)));
+        let Some((Ok(image), Ok(text))) = parsed else {
+            return Err(io::Error::other("its digests cannot be read"));
+        };
+        note_use(file);
+        let stamp = Stamp::of(&file.metadata()?); // before it is read, so that a later change is seen
+        if digest_of_file(file)? != image {
+            return Err(io::Error::other("it is not what was written"));
         }
-        let text = Arc::new(Text::new(file)?);
-        texts.retain(|_, text| text.strong_count() > 0);
-        texts.insert(digest, Arc::downgrade(&text));
+        self.checked.insert(key, (stamp, text));
         Ok(text)
     }
 
-    /// Notes the use, also for the next process.
-    fn used(&self, key: Digest, bytes: u64, file: &File) {
-        self.entries.get_with(key, || bytes);
-        #[expect(clippy::disallowed_methods, reason = "orders files; decides nothing else")]
-        let now = FileTimes::new().set_modified(SystemTime::now());
-        drop(file.set_times(now)); // only the order of removal depends on it
+    /// The machine code of this digest, checked when it is opened.
+    fn text(&self, digest: Digest) -> io::Result<Arc<Text>> {
+        let open = || -> io::Result<Arc<Text>> {
+            let file = File::open(path(&self.dir, &digest, "text"))?;
+            if digest_of_file(&file)? != digest {
+                return Err(io::Error::other("its machine code is not what was written"));
+            }
+            note_use(&file);
+            Ok(Arc::new(Text::new(file)?))
+        };
+        self.texts.try_get_with(digest, open).map_err(|error| io::Error::other(error.to_string()))
     }
 
     fn put(&self, key: Digest, code: &[u8]) -> io::Result<()> {
@@ -336,10 +363,22 @@ fn count(dir: &Path, entries: &moka::sync::Cache<Digest, u64>, since: SystemTime
     entries.run_pending_tasks();
 }
 
-fn map_code(engine: &Engine, path: &Path) -> Result<Component, Error> {
+/// Notes in the file's own time that it is used, for the order of removal in the next process.
+#[expect(clippy::disallowed_methods, reason = "orders files; decides nothing else")]
+fn note_use(file: &File) {
+    let now = SystemTime::now();
+    let noted = file.metadata().and_then(|meta| meta.modified());
+    if noted.is_ok_and(|noted| now.duration_since(noted).is_ok_and(|ago| ago > NOTE_EVERY)) {
+        drop(file.set_times(FileTimes::new().set_modified(now))); // only that order depends on it
+    }
+}
+
+fn map_code(engine: &Engine, file: &File) -> Result<Component, Error> {
+    // The very file that was checked, whatever has its name now.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     #[expect(unsafe_code, reason = "native code can only be loaded on trust; see SAFETY")]
     // SAFETY: the file's content has the digest that this process or an earlier one recorded after compiling it
-    // (`get`, `put`); wasmtime itself checks that it was made by the same release with the same settings.
+    // (`check`); wasmtime itself checks that it was made by the same release with the same settings.
     let component = unsafe { Component::deserialize_file(engine, path) };
     component.map_err(|error| Error::internal(format!("compiled code cannot be mapped: {error:#}")))
 }

@@ -32,10 +32,6 @@ impl Text {
         Ok(Self { file, bytes })
     }
 
-    pub(crate) fn file(&self) -> &File {
-        &self.file
-    }
-
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }

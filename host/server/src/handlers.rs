@@ -155,10 +155,13 @@ impl Public {
 
     async fn records(&self, target: Target<'_>, call: &mut Call) -> Answer {
         let body = self.collect(call).await?;
+        let bytes = body.len();
         let decoding = Instant::now();
         let (resolved, sticky_field) =
             self.resolve_by(target, call, |field| records::first_field(&body, field))?;
-        let request = records::decode(&body, resolved.version(), sticky_field.as_deref())?;
+        let version = Arc::clone(resolved.version());
+        let decode = move || records::decode(&body, &version, sticky_field.as_deref());
+        let request = resolved.work(bytes, decode).await?;
         call.record.decode = decoding.elapsed();
         let predicted =
             call.record.predict(&resolved, request, self.request_timeout, records::encode).await?;

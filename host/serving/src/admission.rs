@@ -36,8 +36,10 @@ pub(crate) struct Line {
     recorder: Arc<dyn Recorder>,
     /// Changed only under the deployment's lock.
     running: AtomicU32,
-    /// Nanoseconds; 0 until it ran.
+    /// Nanoseconds from start to end; 0 until it ran.
     usual_run: AtomicU64,
+    /// Nanoseconds of processor time.
+    usual_cpu: AtomicU64,
 }
 
 impl Line {
@@ -51,6 +53,7 @@ impl Line {
             recorder,
             running: AtomicU32::new(0),
             usual_run: AtomicU64::new(0),
+            usual_cpu: AtomicU64::new(0),
         })
     }
 
@@ -69,13 +72,23 @@ impl Line {
         Duration::from_nanos(self.usual_run.load(Ordering::Relaxed))
     }
 
-    /// Learns from a run. Two at once may lose one of them: it is an average.
-    pub(crate) fn ran(&self, took: Duration) {
-        let took = nanos(took);
-        let usual = self.usual_run.load(Ordering::Relaxed);
-        let learnt = if usual == 0 { took } else { usual - usual / MEMORY_OF_RUNS + took / MEMORY_OF_RUNS };
-        self.usual_run.store(learnt, Ordering::Relaxed);
+    /// How much processor time it usually takes, however busy the processors are.
+    pub(crate) fn usual_cpu(&self) -> Duration {
+        Duration::from_nanos(self.usual_cpu.load(Ordering::Relaxed))
     }
+
+    /// Learns from a run.
+    pub(crate) fn ran(&self, took: Duration, cpu: Duration) {
+        learn(&self.usual_run, took);
+        learn(&self.usual_cpu, cpu);
+    }
+}
+
+/// Moves an average. Two at once may lose one of them.
+fn learn(usual: &AtomicU64, came: Duration) {
+    let (before, came) = (usual.load(Ordering::Relaxed), nanos(came));
+    let after = if before == 0 { came } else { before - before / MEMORY_OF_RUNS + came / MEMORY_OF_RUNS };
+    usual.store(after, Ordering::Relaxed);
 }
 
 /// The queue of one deployment.
@@ -164,6 +177,11 @@ impl Admission {
         let mut state = self.lock();
         (state.instances, state.queue) = (bounds.instances, bounds.queue);
         state.dispatch();
+    }
+
+    /// Counts one that was refused before it came here.
+    pub(crate) fn refused(&self) {
+        self.lock().totals.refused += 1;
     }
 
     /// Refuses everybody who waits or comes.

@@ -19,6 +19,8 @@ pub(crate) struct Pool {
     pub(crate) memory: Arc<MemoryBudget>,
     pub(crate) threads: ArcSwap<Threads>,
     bounds: ArcSwap<Bounds>,
+    /// Requests between their arrival and their answer.
+    present: AtomicU32,
     /// The versions in memory.
     loaded: Mutex<Vec<Arc<Slot>>>,
     /// What all deployments of this host have loaded together, and may have.
@@ -27,6 +29,15 @@ pub(crate) struct Pool {
     load_nanos: AtomicU64,
     load_failures: AtomicU64,
     evictions: AtomicU64,
+}
+
+/// A request's presence in its deployment, until it is answered.
+pub(crate) struct Arrival(Arc<Pool>);
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        self.0.present.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How many versions this process can have in memory: each takes memory mappings and a file.
@@ -49,6 +60,7 @@ impl Pool {
             memory: Arc::new(MemoryBudget::new(bounds.memory_bytes)),
             threads: ArcSwap::from_pointee(Threads::new(name, bounds.threads)),
             bounds: ArcSwap::from_pointee(bounds.clone()),
+            present: AtomicU32::new(0),
             loaded: Mutex::default(),
             places: Arc::clone(places),
             loads: AtomicU64::new(0),
@@ -74,6 +86,23 @@ impl Pool {
 
     pub(crate) fn bounds(&self) -> Arc<Bounds> {
         self.bounds.load_full()
+    }
+
+    /// Lets a request in, to be read, to wait and to run. Errors: resource exhausted, when all that may run and wait are there: such a
+    /// request is not worth reading.
+    pub(crate) fn arrive(self: &Arc<Self>) -> Result<Arrival, Error> {
+        let arrival = Arrival(Arc::clone(self));
+        let before = self.present.fetch_add(1, Ordering::Relaxed);
+        let bounds = self.bounds.load();
+        if before < bounds.instances.saturating_add(bounds.queue) {
+            return Ok(arrival);
+        }
+        self.admission.refused();
+        let queue = bounds.queue;
+        let name = &self.name;
+        Err(exhausted(format!(
+            "every instance of deployment {name} is busy and {queue} requests wait already"
+        )))
     }
 
     /// Refuses what waits and comes, and forgets what is loaded. What runs finishes.

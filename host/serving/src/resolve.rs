@@ -13,7 +13,11 @@ use modelhost_core::tensor::Tensor;
 
 use crate::cache::Cached;
 use crate::lifecycle::{Route, Serving};
+use crate::pool::Arrival;
 use crate::slot::Slot;
+
+/// What takes longer to read or write than to hand to another thread.
+const LARGE: usize = 64 << 10;
 
 /// What a caller names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +33,7 @@ pub struct Resolved {
     serving: Arc<Serving>,
     slot: Arc<Slot>,
     mirrors: Vec<Arc<Slot>>,
+    _arrival: Arrival,
 }
 
 /// A prediction and who made it.
@@ -45,7 +50,8 @@ pub struct Answer {
 
 impl Serving {
     /// Decides who answers. `key` finds the value of the policy's sticky key in the request; `draw` is 64 random bits.
-    /// An explicit version bypasses the policy. Errors: not found; unavailable when nothing was promoted yet.
+    /// An explicit version bypasses the policy. Errors: not found; unavailable when nothing was promoted yet; resource exhausted when its
+    /// deployment is full.
     pub fn resolve(
         self: &Arc<Self>,
         target: Target<'_>,
@@ -66,7 +72,8 @@ impl Serving {
             }
         };
         let slot = route.slot(number).ok_or_else(|| no_version(&route.model, number))?;
-        Ok(Resolved { serving: Arc::clone(self), slot, mirrors })
+        let arrival = slot.pool.arrive()?;
+        Ok(Resolved { serving: Arc::clone(self), slot, mirrors, _arrival: arrival })
     }
 
     /// Why a model, or the version that the target names, cannot answer now. Errors: not found.
@@ -105,6 +112,20 @@ impl Resolved {
     /// The version that answers.
     pub fn version(&self) -> &Arc<Version> {
         &self.slot.version
+    }
+
+    /// Does work that grows with the request, of so many bytes: what is large goes to the threads of its deployment, so that it takes no
+    /// other's time. Errors: as the work's.
+    pub async fn work<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        if bytes < LARGE {
+            return work();
+        }
+        let threads = self.slot.pool.threads.load_full();
+        threads.run(Box::pin(async move { work() }), true).await?
     }
 
     /// Notes how long reading the request and writing the response took.

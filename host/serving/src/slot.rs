@@ -164,7 +164,7 @@ impl Slot {
         failure.as_ref().filter(|_| !self.is_ready()).map(|last| last.error.message.clone())
     }
 
-    /// The loaded version; loads it if need be, on its deployment's threads and to the end, whoever still waits.
+    /// The loaded version; loads it if need be, on a thread of its deployment and to the end, whoever still waits.
     /// Errors: the load's; for a while the remembered one, so that a broken version cannot burn the machine.
     pub(crate) async fn load(self: &Arc<Self>, retry: bool) -> Result<Ready, Error> {
         if let Some(model) = self.loaded.load_full() {
@@ -172,7 +172,7 @@ impl Slot {
         }
         let slot = Arc::clone(self);
         let threads = self.pool.threads.load_full();
-        threads.run_to_end(Box::pin(async move { slot.load_here(retry).await })).await?
+        threads.load(Box::pin(async move { slot.load_here(retry).await })).await?
     }
 
     async fn load_here(self: Arc<Self>, retry: bool) -> Result<Ready, Error> {
@@ -242,12 +242,12 @@ impl Slot {
             };
             admitted = Instant::now();
             // Nobody waits for a challenger, so it does not keep the server's threads from those who are waited for.
-            let is_long = role == Role::Challenger || self.line.usual_run() > LONG;
+            let is_long = role == Role::Challenger || self.line.usual_cpu() > LONG;
             let job = Box::pin(Metered { run: model.infer(request, deadline), cpu: Duration::ZERO });
             let threads = self.pool.threads.load();
             let (outputs, used) = threads.run(job, is_long).await?;
             cpu = used;
-            self.line.ran(admitted.elapsed());
+            self.line.ran(admitted.elapsed(), used);
             outputs
         }
         .await;

@@ -6,7 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::OnceLock;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use modelhost_core::error::Error;
@@ -14,11 +14,14 @@ use modelhost_core::pool::DeploymentName;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::task::AbortOnDropHandle;
 
-/// What runs longer than this does not start on the server's threads.
+/// What takes more processor time than this does not start on the server's threads.
 pub(crate) const LONG: Duration = Duration::from_micros(500);
 
 /// How much less urgent than the server's these threads are (`nice`).
-const NICE: i32 = 5;
+const NICE: i32 = 10;
+
+/// Versions that one deployment loads at once; more wait.
+const LOADING_AT_ONCE: usize = 8;
 
 /// A future on its way.
 pub(crate) type Job<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -52,13 +55,15 @@ impl Threads {
             }
         }
         let Some(threads) = self.handle() else { return Ok(job.await) };
-        AbortOnDropHandle::new(threads.spawn(job)).await.map_err(ended)
+        AbortOnDropHandle::new(threads.spawn(Considerate(job))).await.map_err(ended)
     }
 
-    /// Runs a job to its end on this deployment's threads, whether or not somebody still waits for it.
-    pub(crate) async fn run_to_end<T: Send + 'static>(&self, job: Job<T>) -> Result<T, Error> {
-        let Some(threads) = self.handle() else { return Ok(job.await) };
-        threads.spawn(job).await.map_err(ended)
+    /// Runs a job that waits for the disk to its end, whether or not somebody still waits for it: on a thread of its own, up to
+    /// [`LOADING_AT_ONCE`].
+    pub(crate) async fn load<T: Send + 'static>(&self, job: Job<T>) -> Result<T, Error> {
+        let Some(threads) = self.handle().cloned() else { return Ok(job.await) };
+        let loading = threads.clone();
+        loading.spawn_blocking(move || threads.block_on(job)).await.map_err(ended)
     }
 
     fn handle(&self) -> Option<&Handle> {
@@ -68,7 +73,11 @@ impl Threads {
     /// Without threads of its own, the deployment's jobs run on the server's.
     fn start(&self) -> Option<Runtime> {
         let mut builder = Builder::new_multi_thread();
-        builder.worker_threads(self.count as usize).thread_name(format!("run-{}", self.name)).enable_all();
+        builder
+            .worker_threads(self.count as usize)
+            .max_blocking_threads(LOADING_AT_ONCE)
+            .thread_name(format!("run-{}", self.name))
+            .enable_all();
         builder.on_thread_start(|| {
             if let Err(error) = rustix::process::setpriority_process(None, NICE) {
                 tracing::warn!(%error, "a deployment's threads are as urgent as the server's");
@@ -88,6 +97,21 @@ impl Drop for Threads {
         if let Some(runtime) = self.runtime.take().flatten() {
             runtime.shutdown_background();
         }
+    }
+}
+
+/// Lets the system run who waits for this processor after every time slice of the guest, which is shorter than the system's.
+struct Considerate<T>(Job<T>);
+
+impl<T> Future for Considerate<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let polled = self.0.as_mut().poll(context);
+        if polled.is_pending() {
+            std::thread::yield_now();
+        }
+        polled
     }
 }
 

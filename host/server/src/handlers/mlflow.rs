@@ -1,5 +1,6 @@
 //! MLflow's scoring protocol, for a named model or the configured default.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::Response;
@@ -65,10 +66,12 @@ impl Public {
             Format::Json => mlflow::first_field(&content, field),
             Format::Csv => csv::first_field(&content, field),
         })?;
-        let request = match format {
-            Format::Json => mlflow::decode(&content, resolved.version(), sticky_field.as_deref())?,
-            Format::Csv => csv::decode(&content, resolved.version(), sticky_field.as_deref())?,
+        let (bytes, version) = (content.len(), Arc::clone(resolved.version()));
+        let decode = move || match format {
+            Format::Json => mlflow::decode(&content, &version, sticky_field.as_deref()),
+            Format::Csv => csv::decode(&content, &version, sticky_field.as_deref()),
         };
+        let request = resolved.work(bytes, decode).await?;
         call.record.decode = decoding.elapsed();
         let encode = |_: &Version, outputs: &[_]| mlflow::encode(outputs);
         Ok(body(JSON, call.record.predict(&resolved, request, self.request_timeout, encode).await?))

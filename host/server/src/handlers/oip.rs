@@ -1,5 +1,6 @@
 //! The Open Inference Protocol over REST.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::Response;
@@ -7,7 +8,6 @@ use hyper::header::HeaderValue;
 use modelhost_core::deployment::Version;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::Statistics;
-use modelhost_core::infer::InferRequest;
 use modelhost_core::routing::StickyKey;
 use modelhost_protocol::control::IndexEntry;
 use modelhost_protocol::oip_rest::{self, Encoded, Framing};
@@ -59,21 +59,24 @@ impl Public {
         let decoding = Instant::now();
         let header = call.head.headers.get(oip_rest::HEADER_LENGTH).map(HeaderValue::as_bytes);
         let framing = Framing::of(header, content.len())?;
-        let decoded = match framing {
-            Framing::Json(length) => Some(oip_rest::decode(&content, length)?),
-            Framing::Raw => None,
-        };
-        let none = InferRequest::default();
-        let key = |key: &StickyKey| match key {
-            StickyKey::Header(name) => header_key(&call.head.headers, name),
-            StickyKey::Field(field) => {
-                parameter_key(decoded.as_ref().map_or(&none, |(request, _)| request), field)
+        let mut decoded = None;
+        let key = |key: &StickyKey| match (key, framing) {
+            (StickyKey::Header(name), _) => header_key(&call.head.headers, name),
+            (StickyKey::Field(_), Framing::Raw) => None,
+            (StickyKey::Field(field), Framing::Json(length)) => {
+                let (request, _) = decoded.insert(oip_rest::decode(&content, length)).as_ref().ok()?;
+                parameter_key(request, field)
             }
         };
         let resolved = self.resolve(target, &mut call.record, key)?;
+        let (bytes, version) = (content.len(), Arc::clone(resolved.version()));
+        let decode = move || match framing {
+            Framing::Json(length) => oip_rest::decode(&content, length),
+            Framing::Raw => oip_rest::decode_raw(&content, &version.report.signature),
+        };
         let (mut request, form) = match decoded {
-            Some(decoded) => decoded,
-            None => oip_rest::decode_raw(&content, &resolved.version().report.signature)?,
+            Some(decoded) => decoded?,
+            None => resolved.work(bytes, decode).await?,
         };
         let id = request.id.take();
         call.record.decode = decoding.elapsed();

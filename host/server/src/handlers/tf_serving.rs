@@ -1,5 +1,6 @@
 //! TF Serving's REST API and KServe V1.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use modelhost_core::deployment::Version;
@@ -14,7 +15,9 @@ impl Public {
         let content = self.collect(call).await?;
         let decoding = Instant::now();
         let (resolved, sticky_field) = self.resolve_by(target, call, |field| first_field(&content, field))?;
-        let (request, layout) = decode(&content, resolved.version(), sticky_field.as_deref())?;
+        let (bytes, version) = (content.len(), Arc::clone(resolved.version()));
+        let decode = move || decode(&content, &version, sticky_field.as_deref());
+        let (request, layout) = resolved.work(bytes, decode).await?;
         call.record.decode = decoding.elapsed();
         let encode = |_: &Version, outputs: &[_]| encode(outputs, layout);
         Ok(body(JSON, call.record.predict(&resolved, request, self.request_timeout, encode).await?))

@@ -38,6 +38,7 @@ fn line(model: &str, usual_run: Duration) -> Arc<Line> {
         recorder: Arc::new(Counts::default()),
         running: AtomicU32::new(0),
         usual_run: AtomicU64::new(nanos(usual_run)),
+        usual_cpu: AtomicU64::new(0),
     })
 }
 
@@ -213,8 +214,8 @@ async fn raised_bounds_let_the_waiting_run() {
 #[test]
 fn a_usual_run_follows_the_latest() {
     let line = line("m/a", Duration::ZERO);
-    line.ran(Duration::from_millis(16));
-    assert_eq!(line.usual_run(), Duration::from_millis(16));
-    line.ran(Duration::from_millis(32));
-    assert_eq!(line.usual_run(), Duration::from_millis(17));
+    line.ran(Duration::from_millis(16), Duration::from_millis(1));
+    assert_eq!((line.usual_run(), line.usual_cpu()), (Duration::from_millis(16), Duration::from_millis(1)));
+    line.ran(Duration::from_millis(32), Duration::from_millis(17));
+    assert_eq!((line.usual_run(), line.usual_cpu()), (Duration::from_millis(17), Duration::from_millis(2)));
 }
