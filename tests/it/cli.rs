@@ -111,8 +111,8 @@ fn sigterm_lets_requests_finish() {
     let mut host = Process::start(data.path());
     host.client.register("demo/slow", &Package::fault("slow", "limits = { deadline_ms = 20000 }"), true);
     let client = host.client.clone();
-    let request = std::thread::spawn(move || client.post("/v2/models/demo/slow/infer", &x(&[700.0])));
-    std::thread::sleep(std::time::Duration::from_millis(150));
+    let request = std::thread::spawn(move || client.post("/v2/models/demo/slow/infer", &x(&[10_000.0])));
+    while json(&host, &["deployment", "show", "default"])["running"] == 0 && !request.is_finished() {}
     assert!(!request.is_finished(), "the request must still run when the signal comes: {:?}", request.join());
     host.signal("-TERM");
     assert_eq!(request.join().unwrap().status, 200);

@@ -12,7 +12,7 @@ use wasmtime::{CacheStore, Enabled, Engine, InstanceAllocationStrategy, OptLevel
 use crate::text::SharedText;
 
 /// How long one epoch lasts: the granularity of deadlines, and the longest a guest holds a server thread.
-const EPOCH: Duration = Duration::from_millis(1);
+pub(crate) const EPOCH: Duration = Duration::from_millis(1);
 
 /// Bytes of compiled functions that are kept in memory: a version's snapshot has its runtime's functions, so that only its
 /// first version compiles them.

@@ -21,7 +21,7 @@ pub(crate) fn of_call(error: &wasmtime::Error, state: &State, limit_ms: u128) ->
     if error.is::<PoolConcurrencyLimitError>() {
         return Error::new(ErrorCode::ResourceExhausted, "every instance slot of this host is in use");
     }
-    if error.is::<DeadlinePassed>() && state.stop.is_callers {
+    if error.is::<DeadlinePassed>() && state.stop.callers_passed() {
         return Error::new(ErrorCode::DeadlineExceeded, "the request's deadline passed while the plugin ran");
     }
     if let Some(Refused::Deployment(refusal)) = &state.memory.refused {

@@ -11,6 +11,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::bindings::Runtime;
 use crate::bindings::modelhost::inference::{artifacts, logging, types};
+use crate::compile::EPOCH;
 use crate::fault::DeadlinePassed;
 use crate::limits::MemoryLimit;
 
@@ -21,24 +22,37 @@ const MAX_LOG_BYTES: usize = 4096;
 /// What a guest draws when it asks for randomness: the golden ratio's digits, the same for every request.
 const RANDOM: [u8; 16] = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834_u128.to_be_bytes();
 
-/// When a guest is stopped, and whose bound that is.
+/// When a guest is stopped: when it ran for so long, or when its caller waits no longer. What counts for the first is its own
+/// time slices, not the clock: that the machine is busy is not its fault.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stop {
-    pub(crate) at: Instant,
-    /// The caller waits no longer; the guest's own limit lies later.
-    pub(crate) is_callers: bool,
+    slices: u128,
+    caller: Option<Instant>,
 }
 
 impl Stop {
     /// After the guest's own limit.
     pub(crate) fn after(limit: Duration) -> Self {
-        Self { at: Instant::now() + limit, is_callers: false }
+        Self { slices: limit.as_nanos().div_ceil(EPOCH.as_nanos()), caller: None }
     }
 
     /// No later than the caller's deadline.
     pub(crate) fn or_callers(self, deadline: Deadline) -> Self {
-        let callers = Self { at: deadline.instant(), is_callers: true };
-        if callers.at < self.at { callers } else { self }
+        Self { caller: Some(deadline.instant()), ..self }
+    }
+
+    /// One more slice is over. Errors: the guest may not have another.
+    fn slice(&mut self) -> Result<(), DeadlinePassed> {
+        if self.callers_passed() {
+            return Err(DeadlinePassed);
+        }
+        self.slices = self.slices.saturating_sub(1);
+        if self.slices == 0 { Err(DeadlinePassed) } else { Ok(()) }
+    }
+
+    /// Whether the caller waits no longer.
+    pub(crate) fn callers_passed(&self) -> bool {
+        self.caller.is_some_and(|caller| Instant::now() >= caller)
     }
 }
 
@@ -68,12 +82,9 @@ impl State {
         let state = Self { memory, stop, files, last_error: None, log_lines: 0, wasi: None };
         let mut store = Store::new(engine, state);
         store.limiter(|state| &mut state.memory);
-        store.epoch_deadline_callback(|context| {
-            if Instant::now() < context.data().stop.at {
-                Ok(UpdateDeadline::Yield(1))
-            } else {
-                Err(DeadlinePassed.into())
-            }
+        store.epoch_deadline_callback(|mut context| {
+            context.data_mut().stop.slice()?;
+            Ok(UpdateDeadline::Yield(1))
         });
         store.set_epoch_deadline(1);
         store

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub(crate) const LONG: Duration = Duration::from_micros(500);
 
 /// How much less urgent than the server's these threads are (`nice`).
-const NICE: i32 = 10;
+const NICE: i32 = 5;
 
 /// Versions that one deployment loads at once; more wait.
 const LOADING_AT_ONCE: usize = 8;
