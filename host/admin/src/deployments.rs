@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use modelhost_core::deployment::Isolation;
+use modelhost_core::deployment::{Bounds, DeploymentName};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::{DeploymentStatus, VersionUsage};
 use modelhost_core::model::{ModelName, ModelVersion};
-use modelhost_core::pool::{Bounds, DeploymentName};
+use modelhost_core::version::Isolation;
 
 use crate::resources::{Admin, policy_wire};
 use crate::wire;

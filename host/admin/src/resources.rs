@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use modelhost_core::artifact::{Artifact, Digest};
-use modelhost_core::deployment::{Limits, Model, Package, Version};
+use modelhost_core::deployment::{DeploymentName, MemoryBudget};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
-use modelhost_core::pool::{DeploymentName, MemoryBudget};
 use modelhost_core::ports::{Lifecycle, ModelRuntime};
 use modelhost_core::routing::{BUCKETS, Policy, StickyKey};
+use modelhost_core::version::{Limits, Model, Package, Version};
 use modelhost_registry::{Blobs, Catalog, Manifest, Registration};
 
 use crate::wire;

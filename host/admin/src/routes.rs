@@ -10,9 +10,9 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use futures_util::StreamExt;
 use modelhost_core::artifact::Digest;
+use modelhost_core::deployment::DeploymentName;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
-use modelhost_core::pool::DeploymentName;
 use serde::{Deserialize, Serialize};
 
 use crate::resources::Admin;

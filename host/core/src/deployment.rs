@@ -1,225 +1,204 @@
-//! What a host serves: models, versions, and the immutable [`Snapshot`] that readers share.
+//! Deployments: named pools that versions run in, each with bounds of its own.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
-use std::time::Duration;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::artifact::{Artifact, Digest};
-use crate::error::Error;
-use crate::infer::InferRequest;
-use crate::model::{ModelName, ModelVersion, Signature};
-use crate::pool::{Bounds, DeploymentName};
-use crate::routing::Policy;
-use crate::tensor::{Column, Tensor};
+use crate::error::{Error, ErrorCode};
+use crate::version::Isolation;
 
-/// How much of one request can reach the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Isolation {
-    /// Nothing: every request runs in a fresh instance, started from the loaded model's snapshot.
-    Request,
-    /// The instance's memory: warm instances answer one request after another.
-    Instance,
-}
+/// Longest name, in bytes.
+const MAX_NAME: usize = 64;
 
-impl Isolation {
-    /// Reads `request` or `instance`.
+/// A deployment's name. The default one holds every version that nobody placed elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeploymentName(String);
+
+impl DeploymentName {
+    /// Reads 1 to 64 ASCII letters, digits, `.`, `_` and `-`, the first a letter or digit.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        match text {
-            "request" => Ok(Self::Request),
-            "instance" => Ok(Self::Instance),
-            _ => Err(Error::invalid(format!("isolation {text:?} is neither \"request\" nor \"instance\""))),
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        let starts_well = text.starts_with(|first: char| first.is_ascii_alphanumeric());
+        if text.len() > MAX_NAME || !starts_well || !text.bytes().all(allowed) {
+            return Err(Error::invalid(format!(
+                "deployment {text:?} is not 1 to {MAX_NAME} letters, digits, '.', '_' or '-', starting with a letter or digit"
+            )));
         }
+        Ok(Self(text.to_owned()))
     }
 
-    /// The manifest's word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Request => "request",
-            Self::Instance => "instance",
-        }
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
-/// The bounds of one version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Limits {
-    /// Linear memory per instance, in bytes.
-    pub memory_bytes: u64,
-    /// Longest run of one prediction.
-    pub deadline: Duration,
-    /// Predictions running at once.
-    pub concurrency: u32,
-    /// Predictions waiting for one of those; one more is refused.
+impl Default for DeploymentName {
+    fn default() -> Self {
+        Self("default".to_owned())
+    }
+}
+
+impl fmt::Display for DeploymentName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a deployment may take, all its versions together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bounds {
+    /// Predictions that run at once, each in an instance.
+    pub instances: u32,
+    /// Predictions that wait for one of those; beyond it the newest is refused.
     pub queue: u32,
-    /// All artifacts together, in bytes.
-    pub artifact_bytes: u64,
+    /// Linear memory of its live instances, in bytes.
+    pub memory_bytes: u64,
+    /// Code, images and idle instances of the versions in memory, in bytes; beyond it the least valuable is unloaded.
+    pub loaded_bytes: u64,
+    /// Threads for predictions that run long. `None`: one a core.
+    pub threads: Option<u32>,
+    /// For versions whose manifest asks for none.
+    pub isolation: Option<Isolation>,
+    /// Imports beyond the harmless ones that manifests may ask for.
+    pub capabilities: Vec<String>,
 }
 
-impl Limits {
-    /// What a manifest gets when it asks for nothing.
-    pub const DEFAULT: Self = Self {
-        memory_bytes: 256 << 20,
-        deadline: Duration::from_secs(1),
-        concurrency: 64,
-        queue: 1024,
-        artifact_bytes: 1 << 30,
-    };
-
-    /// Each bound, or the cap where that is lower.
-    pub fn capped(&self, cap: &Self) -> Self {
+impl Default for Bounds {
+    fn default() -> Self {
         Self {
-            memory_bytes: self.memory_bytes.min(cap.memory_bytes),
-            deadline: self.deadline.min(cap.deadline),
-            concurrency: self.concurrency.min(cap.concurrency),
-            queue: self.queue.min(cap.queue),
-            artifact_bytes: self.artifact_bytes.min(cap.artifact_bytes),
+            instances: 1000,
+            queue: 65_536,
+            memory_bytes: 16 << 30,
+            loaded_bytes: 4 << 30,
+            threads: None,
+            isolation: None,
+            capabilities: Vec::new(),
         }
     }
+}
 
-    /// Whether each bound is at least 1 and at most the operator's `cap`.
-    /// Errors: invalid argument naming the limit, what it asks and what is allowed.
-    pub fn check(&self, cap: &Self) -> Result<(), Error> {
-        let millis = |deadline: Duration| u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        for (name, asked, most) in [
-            ("memory_mib", self.memory_bytes >> 20, cap.memory_bytes >> 20),
-            ("deadline_ms", millis(self.deadline), millis(cap.deadline)),
-            ("concurrency", u64::from(self.concurrency), u64::from(cap.concurrency)),
-            ("queue", u64::from(self.queue) + 1, u64::from(cap.queue) + 1),
-            ("artifact_mib", self.artifact_bytes >> 20, cap.artifact_bytes >> 20),
+/// Most threads that one deployment may ask for.
+const MAX_THREADS: u32 = 1024;
+
+impl Bounds {
+    /// Those of a deployment that asks for none, on a host with so many instance slots.
+    pub fn on_host(instances: u32) -> Self {
+        Self { instances, ..Self::default() }
+    }
+
+    /// Whether a host with so many instance slots can keep them. Errors: invalid argument, naming the bound.
+    pub fn check(&self, host_instances: u32) -> Result<(), Error> {
+        let mib = 1_u64 << 20;
+        for (name, asked, least, most) in [
+            ("instances", u64::from(self.instances), 1, u64::from(host_instances)),
+            ("memory_mib", self.memory_bytes / mib, 1, u64::MAX / mib),
+            ("loaded_mib", self.loaded_bytes / mib, 1, u64::MAX / mib),
+            ("threads", u64::from(self.threads.unwrap_or(1)), 1, u64::from(MAX_THREADS)),
         ] {
-            if asked == 0 || asked > most {
-                return Err(Error::invalid(format!(
-                    "limit {name} = {asked} is outside what the operator allows: 1 to {most}"
-                )));
+            if asked < least || asked > most {
+                return Err(Error::invalid(format!("{name} = {asked} is not between {least} and {most}")));
             }
         }
         Ok(())
     }
-}
 
-/// A warm-up request and the answer it must get.
-#[derive(Debug, Clone)]
-pub struct Example {
-    /// Its request.
-    pub request: InferRequest,
-    /// Outputs that must match; others are not compared.
-    pub outputs: Vec<Tensor>,
-    /// Largest difference |came - expected| allowed for floating-point outputs.
-    pub tolerance: f64,
-}
-
-/// Everything that decides what a version answers, and within which bounds.
-#[derive(Debug, Clone)]
-pub struct Package {
-    /// The component's content.
-    pub component: Digest,
-    /// The version's files.
-    pub artifacts: Vec<Artifact>,
-    /// For the runtime, in the manifest's order.
-    pub parameters: Vec<(String, String)>,
-    /// The manifest's description of the input table.
-    pub columns: Vec<Column>,
-    /// Imports granted beyond the harmless ones.
-    pub capabilities: Vec<String>,
-    /// Whether equal requests may be answered from the response cache.
-    pub response_cache: bool,
-    /// What the manifest asks for; `None` leaves it to what the component allows.
-    pub isolation: Option<Isolation>,
-    /// Checked against the operator's caps.
-    pub limits: Limits,
-    /// Run before a version serves.
-    pub examples: Vec<Example>,
-}
-
-/// What loading a package brought to light.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoadReport {
-    /// What the runtime says that the version takes and gives.
-    pub signature: Signature,
-    /// How it runs.
-    pub isolation: Isolation,
-    /// Why it does not run in fresh instances although nobody asked for warm ones.
-    pub isolation_note: Option<String>,
-}
-
-/// What an author says of a version, for people and for the record.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Card {
-    /// One or two sentences.
-    pub description: String,
-    /// Who to ask.
-    pub author: String,
-    /// How the model came to be: names and values, in the order they are shown.
-    pub training: Vec<(String, String)>,
-}
-
-/// One registered version.
-#[derive(Debug)]
-pub struct Version {
-    /// Its model.
-    pub model: ModelName,
-    /// Its number.
-    pub number: ModelVersion,
-    /// Names runtime, artifacts and manifest together.
-    pub digest: Digest,
-    /// What to load.
-    pub package: Package,
-    /// What loading it brought to light at registration.
-    pub report: LoadReport,
-    /// What the manifest says of it, for people.
-    pub card: Card,
-    /// `<project>_<format>`, as the Open Inference Protocol wants it.
-    pub platform: String,
-}
-
-impl Version {
-    /// The format's half of the platform, e.g. `gbdt` of `modelhost_gbdt`.
-    pub fn backend(&self) -> &str {
-        self.platform.split_once('_').map_or(self.platform.as_str(), |(_, format)| format)
+    /// Whether manifests may ask for these. Errors: invalid argument, naming the first that they may not.
+    pub fn allow(&self, name: &DeploymentName, capabilities: &[String]) -> Result<(), Error> {
+        match capabilities.iter().find(|asked| !self.capabilities.contains(asked)) {
+            None => Ok(()),
+            Some(asked) => Err(Error::invalid(format!(
+                "capabilities: deployment {name} does not allow {asked:?}; it allows {:?}, and an operator can allow more",
+                self.capabilities
+            ))),
+        }
     }
 }
 
-/// One model's versions and who gets its traffic.
-#[derive(Debug, Clone)]
-pub struct Model {
-    /// `prefix/name`.
-    pub name: ModelName,
-    /// By number.
-    pub versions: BTreeMap<ModelVersion, Arc<Version>>,
-    /// `None` until a version was promoted.
-    pub policy: Option<Policy>,
-    /// The policy that a rollback returns to.
-    pub previous: Option<Policy>,
-    /// Movable names of versions.
-    pub aliases: BTreeMap<String, ModelVersion>,
-    /// Where versions run; those that are not here run in the default deployment.
-    pub placed: BTreeMap<ModelVersion, DeploymentName>,
+/// The linear memory of a deployment's live instances, all together. An instance takes what it grows to and gives it back when
+/// it ends.
+#[derive(Debug)]
+pub struct MemoryBudget {
+    limit: AtomicU64,
+    used: AtomicU64,
 }
 
-impl Model {
-    /// Without versions.
-    pub fn new(name: ModelName) -> Self {
-        Self {
-            name,
-            versions: BTreeMap::new(),
-            policy: None,
-            previous: None,
-            aliases: BTreeMap::new(),
-            placed: BTreeMap::new(),
+impl MemoryBudget {
+    /// At most so many bytes.
+    pub fn new(limit: u64) -> Self {
+        Self { limit: AtomicU64::new(limit), used: AtomicU64::new(0) }
+    }
+
+    /// From now on at most so many bytes; what is taken stays taken.
+    pub fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// Takes so many bytes. Errors: resource exhausted when fewer are left, and none are taken.
+    pub fn take(&self, bytes: u64) -> Result<(), Error> {
+        let limit = self.limit.load(Ordering::Relaxed);
+        let fits = |used: u64| used.checked_add(bytes).filter(|used| *used <= limit);
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
+        taken.map(drop).map_err(|used| {
+            let (used, limit) = (used >> 20, limit >> 20);
+            let text = format!(
+                "its deployment's instances use {used} of the {limit} MiB that they may have together"
+            );
+            Error::new(ErrorCode::ResourceExhausted, text)
+        })
+    }
+
+    /// Gives back what was taken.
+    pub fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that are taken now.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_short_and_plain() {
+        for (text, expected) in [
+            ("default", true),
+            ("team-a.gpu_1", true),
+            ("", false),
+            ("-a", false),
+            ("a b", false),
+            ("a/b", false),
+            (&"x".repeat(65), false),
+        ] {
+            assert_eq!(DeploymentName::parse(text).is_ok(), expected, "{text:?}");
         }
     }
 
-    /// Where a version runs.
-    pub fn deployment(&self, number: ModelVersion) -> DeploymentName {
-        self.placed.get(&number).cloned().unwrap_or_default()
+    #[test]
+    fn bounds_name_what_does_not_fit() {
+        let check = |bounds: Bounds, text: &str| {
+            let error = bounds.check(1000).unwrap_err();
+            assert!(error.message.contains(text), "{error}");
+        };
+        assert_eq!(Bounds::default().check(1000), Ok(()));
+        check(Bounds { instances: 0, ..Bounds::default() }, "instances = 0 is not between 1 and 1000");
+        check(Bounds { instances: 1001, ..Bounds::default() }, "instances = 1001");
+        check(Bounds { memory_bytes: 5, ..Bounds::default() }, "memory_mib = 0");
+        check(Bounds { threads: Some(0), ..Bounds::default() }, "threads = 0");
     }
-}
 
-/// Everything a host serves at one moment. Never changed: a change publishes a new one.
-#[derive(Debug, Default, Clone)]
-pub struct Snapshot {
-    /// By `prefix/name`.
-    pub models: HashMap<ModelName, Arc<Model>>,
-    /// By name; the default one is always there.
-    pub deployments: BTreeMap<DeploymentName, Bounds>,
+    #[test]
+    fn a_budget_is_never_passed() {
+        let budget = MemoryBudget::new(10);
+        assert_eq!(budget.take(8), Ok(()));
+        assert_eq!(budget.take(3).unwrap_err().code, ErrorCode::ResourceExhausted);
+        assert_eq!(budget.take(u64::MAX).unwrap_err().code, ErrorCode::ResourceExhausted);
+        budget.give_back(8);
+        assert_eq!((budget.take(10), budget.used()), (Ok(()), 10));
+        budget.set_limit(5);
+        assert!(budget.take(0).is_err(), "a lowered limit lets nothing more in");
+    }
 }

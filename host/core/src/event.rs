@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::deployment::Version;
+use crate::deployment::{Bounds, DeploymentName};
 use crate::error::ErrorCode;
 use crate::model::ModelVersion;
-use crate::pool::{Bounds, DeploymentName};
+use crate::version::Version;
 
 /// In which role a version saw a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -10,9 +10,9 @@ pub mod artifact;
 
 pub mod infer;
 
-pub mod deployment;
+pub mod version;
 
-pub mod pool;
+pub mod deployment;
 
 pub mod routing;
 

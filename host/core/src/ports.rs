@@ -8,13 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::artifact::Digest;
-use crate::deployment::{LoadReport, Package, Snapshot, Version};
+use crate::deployment::{DeploymentName, MemoryBudget};
 use crate::error::Error;
 use crate::event::{Comparison, DeploymentStatus, Prediction, Statistics, VersionUsage};
 use crate::infer::{Deadline, InferRequest};
 use crate::model::{ModelName, ModelVersion};
-use crate::pool::{DeploymentName, MemoryBudget};
 use crate::tensor::Tensor;
+use crate::version::{LoadReport, Package, Snapshot, Version};
 
 /// A future that a port returns.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

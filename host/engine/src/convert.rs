@@ -1,10 +1,10 @@
 //! Domain types to and from the generated ones.
 
-use modelhost_core::deployment::Package;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
 use modelhost_core::model::Signature;
 use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor, TensorSpec};
+use modelhost_core::version::Package;
 
 use crate::bindings::exports::modelhost::inference::model;
 use crate::bindings::modelhost::inference::types;

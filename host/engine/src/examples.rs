@@ -1,10 +1,10 @@
 //! Warm-up: the manifest's examples must run and match before a version serves.
 
-use modelhost_core::deployment::Example;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::{Deadline, InferRequest};
 use modelhost_core::ports::LoadedModel;
 use modelhost_core::tensor::{DType, Tensor};
+use modelhost_core::version::Example;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use modelhost_core::deployment::{LoadReport, Package};
+use modelhost_core::deployment::MemoryBudget;
 use modelhost_core::error::Error;
 use modelhost_core::infer::{Deadline, InferRequest, conform_outputs};
 use modelhost_core::model::Signature;
-use modelhost_core::pool::MemoryBudget;
 use modelhost_core::ports::{BlobStore, BoxFuture, Footprint, LoadedModel};
 use modelhost_core::tensor::Tensor;
+use modelhost_core::version::{LoadReport, Package};
 use tokio::sync::Notify;
 use wasmtime::{Engine, Store};
 

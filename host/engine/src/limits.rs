@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use modelhost_core::deployment::MemoryBudget;
 use modelhost_core::error::Error;
-use modelhost_core::pool::MemoryBudget;
 use wasmtime::ResourceLimiter;
 
 /// Why an instance got no more memory.

@@ -5,11 +5,11 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
-use modelhost_core::deployment::{Isolation, LoadReport, Package};
+use modelhost_core::deployment::MemoryBudget;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::Signature;
-use modelhost_core::pool::MemoryBudget;
 use modelhost_core::ports::{BlobStore, BoxFuture, LoadedModel, ModelRuntime};
+use modelhost_core::version::{Isolation, LoadReport, Package};
 use tokio::sync::Semaphore;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Engine, error::Context as _};

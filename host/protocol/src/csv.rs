@@ -5,10 +5,10 @@
 use std::borrow::Cow;
 
 use csv_core::{ReadFieldResult, Reader};
-use modelhost_core::deployment::Version;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
 use modelhost_core::tensor::{DType, Tensor};
+use modelhost_core::version::Version;
 
 use crate::json_tensor::write_elements;
 use crate::table::{Field, Rows, widths};

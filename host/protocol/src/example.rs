@@ -1,7 +1,7 @@
 //! The manifest's first example, for people: what a form shows and a document quotes.
 
-use modelhost_core::deployment::Version;
 use modelhost_core::tensor::{Column, ColumnKind, Tensor};
+use modelhost_core::version::Version;
 use serde_json::Value;
 
 use crate::json_tensor::write_nested;

@@ -103,7 +103,7 @@ fn mlflow_invocations(data: &[u8]) {
     }
 }
 
-fn any_version(number: u8) -> modelhost_core::deployment::Version {
+fn any_version(number: u8) -> modelhost_core::version::Version {
     use modelhost_core::tensor::DType;
     let dtype = |number: u8| DType::ALL.get(usize::from(number)).copied();
     match dtype(number) {

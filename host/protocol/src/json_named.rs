@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use modelhost_core::deployment::Version;
 use modelhost_core::error::Error;
 use modelhost_core::tensor::{Tensor, TensorSpec};
+use modelhost_core::version::Version;
 
 use crate::json::Reader;
 use crate::json_tensor::read_nested;

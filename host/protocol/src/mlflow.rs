@@ -3,10 +3,10 @@
 //! Source: mlflow/mlflow, mlflow/pyfunc/scoring_server/__init__.py. Predictions go out as records, one object a row.
 
 use bytes::Bytes;
-use modelhost_core::deployment::Version;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::{InferRequest, Parameter};
 use modelhost_core::tensor::Tensor;
+use modelhost_core::version::Version;
 use serde_json::{Value, json};
 
 use crate::json::Reader;

@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use modelhost_core::deployment::{Model, Version};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::{Statistics, Tally};
 use modelhost_core::infer::{InferRequest, Parameter};
 use modelhost_core::tensor::{DType, Tensor, TensorSpec};
+use modelhost_core::version::{Model, Version};
 
 use crate::control::{IndexEntry, LogSettings, SettingValue, TraceSettings, check_repository_parameter};
 use crate::reply::{OutputForm, ReplyForm, refuse_shared_memory, take_request_parameters};

@@ -1,8 +1,8 @@
 //! A model's OpenAPI 3.1 document, made from its signature: the short URL, TF Serving's predict, MLflow's invocations and the Open Inference
 //! Protocol.
 
-use modelhost_core::deployment::{Model, Version};
 use modelhost_core::tensor::{Column, ColumnKind, DType, TensorSpec};
+use modelhost_core::version::{Model, Version};
 use serde_json::{Map, Value, json};
 
 use crate::example;

@@ -3,11 +3,11 @@
 //! The form posts `application/x-www-form-urlencoded`: a field a column where the input is a table, else a field an input, its value JSON.
 
 use askama::Template;
-use modelhost_core::deployment::{Model, Version};
 use modelhost_core::error::Error;
 use modelhost_core::infer::InferRequest;
 use modelhost_core::routing::BUCKETS;
 use modelhost_core::tensor::{Column, ColumnKind, DType, DisplayShape, Tensor, TensorSpec};
+use modelhost_core::version::{Model, Version};
 
 use crate::example::{self, ExampleField};
 use crate::json::Reader;

@@ -3,10 +3,10 @@
 //! In: `[{"age": 40, "purpose": "car"}, …]`, or one record alone. Out: `{"model", "version", "predictions": [{…}, …]}`, one
 //! object a row, non-finite numbers as `null`.
 
-use modelhost_core::deployment::Version;
 use modelhost_core::error::Error;
 use modelhost_core::infer::InferRequest;
 use modelhost_core::tensor::Tensor;
+use modelhost_core::version::Version;
 
 use crate::json::{Reader, write_int, write_string};
 use crate::table::{Rows, first_record_field, write_records};

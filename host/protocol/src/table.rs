@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use modelhost_core::deployment::Version;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
 use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor, TensorSpec, element_count};
+use modelhost_core::version::Version;
 
 use crate::json::Reader;
 use crate::json_tensor;

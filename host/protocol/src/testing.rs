@@ -5,11 +5,11 @@
 #[cfg(test)]
 use bytes::Bytes;
 use modelhost_core::artifact::Digest;
-use modelhost_core::deployment::{Card, Isolation, Limits, LoadReport, Package, Version};
 use modelhost_core::model::{ModelName, ModelVersion, Signature};
 #[cfg(test)]
 use modelhost_core::tensor::Tensor;
 use modelhost_core::tensor::{Column, ColumnKind, DType, TensorSpec};
+use modelhost_core::version::{Card, Isolation, Limits, LoadReport, Package, Version};
 
 #[cfg(test)]
 use crate::oip_grpc::pb;

@@ -4,10 +4,10 @@
 //! a model's status carries both. Beside rows by input names, a model whose input is a table takes rows by column names.
 
 use bytes::Bytes;
-use modelhost_core::deployment::{Model, Version};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
 use modelhost_core::tensor::{DType, Tensor, TensorSpec};
+use modelhost_core::version::{Model, Version};
 use serde_json::{Map, Value, json};
 
 use crate::json::{Reader, write_string};

@@ -11,11 +11,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use modelhost_core::artifact::{Artifact, Digest};
-use modelhost_core::deployment::{Isolation, Limits, LoadReport, Model, Package, Snapshot, Version};
+use modelhost_core::deployment::{Bounds, DeploymentName};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
-use modelhost_core::pool::{Bounds, DeploymentName};
 use modelhost_core::routing::Policy;
+use modelhost_core::version::{Isolation, Limits, LoadReport, Model, Package, Snapshot, Version};
 use sha2::{Digest as _, Sha256};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,

@@ -1,4 +1,4 @@
-//! What is registered: the catalogue in SQLite, artifacts by digest, and the [`Snapshot`](modelhost_core::deployment::Snapshot)
+//! What is registered: the catalogue in SQLite, artifacts by digest, and the [`Snapshot`](modelhost_core::version::Snapshot)
 //! that is built from them. What was acknowledged survives `kill -9`.
 
 mod blobs;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use modelhost_core::artifact::{Artifact, Digest};
-use modelhost_core::deployment::{Card, Example, Isolation, Limits, Package};
 use modelhost_core::error::Error;
 use modelhost_core::infer::InferRequest;
 use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor};
+use modelhost_core::version::{Card, Example, Isolation, Limits, Package};
 use serde::Deserialize;
 
 /// A parsed `model.toml`. Unknown keys are errors.

@@ -1,12 +1,12 @@
 //! How signatures and policies are written into the catalogue: JSON with its own types, so that the domain can change
 //! without changing what is stored.
 
-use modelhost_core::deployment::Isolation;
+use modelhost_core::deployment::Bounds;
 use modelhost_core::error::Error;
 use modelhost_core::model::{ModelVersion, Signature};
-use modelhost_core::pool::Bounds;
 use modelhost_core::routing::{Policy, Run, StickyKey};
 use modelhost_core::tensor::{Column, ColumnKind, DType, TensorSpec};
+use modelhost_core::version::Isolation;
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]

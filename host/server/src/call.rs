@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use modelhost_core::deployment::Version;
 use modelhost_core::error::Error;
 use modelhost_core::infer::{InferRequest, Parameter};
 use modelhost_core::tensor::Tensor;
+use modelhost_core::version::Version;
 use modelhost_serving::{Cached, Resolved};
 use modelhost_telemetry::{Finished, Trace, Traces};
 

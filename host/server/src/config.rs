@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use modelhost_admin::wire::BoundsChange;
-use modelhost_core::deployment::Limits;
+use modelhost_core::deployment::{Bounds, DeploymentName};
 use modelhost_core::error::Error;
 use modelhost_core::model::ModelName;
-use modelhost_core::pool::{Bounds, DeploymentName};
+use modelhost_core::version::Limits;
 use serde::Deserialize;
 
 /// The host's settings, with their defaults. Unknown keys are errors.

@@ -9,10 +9,10 @@ use futures_util::{Stream, StreamExt};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::{Request, Response};
-use modelhost_core::deployment::Version;
 use modelhost_core::error::Error;
 use modelhost_core::event::Statistics;
 use modelhost_core::routing::StickyKey;
+use modelhost_core::version::Version;
 use modelhost_protocol::oip_grpc::pb;
 use modelhost_protocol::oip_grpc::pb::grpc_inference_service_server::{
     GrpcInferenceService, GrpcInferenceServiceServer,
@@ -156,7 +156,7 @@ impl Grpc {
         &self,
         name: &str,
         version: &str,
-    ) -> Result<(Arc<modelhost_core::deployment::Model>, Arc<Version>), Status> {
+    ) -> Result<(Arc<modelhost_core::version::Model>, Arc<Version>), Status> {
         self.public.serving.describe(target(name, version)).map_err(|error| refuse(&error))
     }
 }

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use modelhost_core::deployment::{Limits, Version};
+use modelhost_core::deployment::Bounds;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::{DeploymentTotals, Tally};
 use modelhost_core::infer::Deadline;
 use modelhost_core::model::ModelName;
-use modelhost_core::pool::Bounds;
 use modelhost_core::ports::Recorder;
+use modelhost_core::version::{Limits, Version};
 use tokio::sync::oneshot;
 
 #[cfg(test)]

@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use modelhost_core::deployment::Version;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
 use modelhost_core::tensor::Tensor;
+use modelhost_core::version::Version;
 use moka::future::Cache;
 use sha2::{Digest, Sha256};
 

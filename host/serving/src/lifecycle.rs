@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use modelhost_core::deployment::{Model, Snapshot, Version};
+use modelhost_core::deployment::DeploymentName;
 use modelhost_core::error::Error;
 use modelhost_core::event::{DeploymentStatus, VersionUsage};
 use modelhost_core::model::{ModelName, ModelVersion};
-use modelhost_core::pool::DeploymentName;
 use modelhost_core::ports::{BoxFuture, Lifecycle, ModelRuntime, Observer};
 use modelhost_core::routing;
+use modelhost_core::version::{Model, Snapshot, Version};
 
 use crate::cache::ResponseCache;
 use crate::mirror::Mirror;

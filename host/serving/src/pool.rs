@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use modelhost_core::deployment::{Bounds, DeploymentName, MemoryBudget};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::{DeploymentStatus, DeploymentTotals, Tally};
-use modelhost_core::pool::{Bounds, DeploymentName, MemoryBudget};
 
 use crate::admission::Admission;
 use crate::slot::Slot;

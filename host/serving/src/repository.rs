@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use modelhost_core::deployment::{Model, Version};
 use modelhost_core::error::Error;
 use modelhost_core::event::Statistics;
+use modelhost_core::version::{Model, Version};
 
 use crate::lifecycle::{Route, Serving};
 use crate::resolve::Target;

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use modelhost_core::deployment::{Model, Version};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::Role;
 use modelhost_core::infer::{Deadline, InferRequest};
 use modelhost_core::model::ModelVersion;
 use modelhost_core::routing::{StickyKey, decide};
 use modelhost_core::tensor::Tensor;
+use modelhost_core::version::{Model, Version};
 
 use crate::cache::Cached;
 use crate::lifecycle::{Route, Serving};

@@ -7,12 +7,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use modelhost_core::deployment::Version;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::{Prediction, Role, Tally, VersionUsage};
 use modelhost_core::infer::{Deadline, InferRequest};
 use modelhost_core::ports::{Footprint, LoadedModel, ModelRuntime, Recorder};
 use modelhost_core::tensor::Tensor;
+use modelhost_core::version::Version;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Mutex;
 

@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use modelhost_core::deployment::DeploymentName;
 use modelhost_core::error::Error;
-use modelhost_core::pool::DeploymentName;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::task::AbortOnDropHandle;
 

@@ -1,9 +1,9 @@
 //! Nothing of one request reaches the next, whatever way the pool resets its slots.
 
 use modelhost_core::artifact::Digest;
-use modelhost_core::deployment::{Isolation, Limits};
 use modelhost_core::ports::ModelRuntime;
 use modelhost_core::tensor::{DType, TensorSpec};
+use modelhost_core::version::{Isolation, Limits};
 use wasmtime::component::Component;
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 

@@ -1,9 +1,9 @@
 //! Everything but inference: metadata, configuration, statistics, the repository, settings.
 
-use modelhost_core::deployment::{Model, Version};
 use modelhost_core::error::Error;
 use modelhost_core::event::{Statistics, Tally};
 use modelhost_core::tensor::TensorSpec;
+use modelhost_core::version::{Model, Version};
 use serde_json::{Map, Value, json};
 
 use crate::EXTENSIONS;

@@ -1,8 +1,8 @@
 //! The infer response: JSON, with the raw tensors behind it where the caller asked for them.
 
-use modelhost_core::deployment::Version;
 use modelhost_core::error::Error;
 use modelhost_core::tensor::Tensor;
+use modelhost_core::version::Version;
 
 use crate::json::{write_int, write_string};
 use crate::json_tensor;

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use modelhost_core::deployment::{Model, Snapshot};
+use modelhost_core::deployment::{Bounds, DeploymentName};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
-use modelhost_core::pool::{Bounds, DeploymentName};
+use modelhost_core::version::{Model, Snapshot};
 use sqlx::sqlite::SqlitePool;
 use sqlx::{Row, Sqlite, Transaction};
 

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use hyper::Response;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use modelhost_core::deployment::Version;
 use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::version::Version;
 use modelhost_protocol::mlflow::{self, Format};
 use modelhost_protocol::{csv, status};
 use modelhost_serving::Target;

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use hyper::Response;
 use hyper::header::HeaderValue;
-use modelhost_core::deployment::Version;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::Statistics;
 use modelhost_core::routing::StickyKey;
+use modelhost_core::version::Version;
 use modelhost_protocol::control::IndexEntry;
 use modelhost_protocol::oip_rest::{self, Encoded, Framing};
 use modelhost_serving::Target;

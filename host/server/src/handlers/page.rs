@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, HOST, HeaderMap, HeaderValue};
 use hyper::{Response, StatusCode};
-use modelhost_core::deployment::Version;
 use modelhost_core::error::Error;
+use modelhost_core::version::Version;
 use modelhost_protocol::page::{self, Outcome};
 use modelhost_protocol::{openapi, status};
 use modelhost_serving::Target;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use modelhost_core::deployment::Version;
+use modelhost_core::version::Version;
 use modelhost_protocol::tf_serving::{self, decode, encode, first_field};
 use modelhost_serving::Target;
 

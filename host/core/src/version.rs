@@ -1,0 +1,225 @@
+//! What a host serves: models, versions, and the immutable [`Snapshot`] that readers share.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::artifact::{Artifact, Digest};
+use crate::deployment::{Bounds, DeploymentName};
+use crate::error::Error;
+use crate::infer::InferRequest;
+use crate::model::{ModelName, ModelVersion, Signature};
+use crate::routing::Policy;
+use crate::tensor::{Column, Tensor};
+
+/// How much of one request can reach the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Isolation {
+    /// Nothing: every request runs in a fresh instance, started from the loaded model's snapshot.
+    Request,
+    /// The instance's memory: warm instances answer one request after another.
+    Instance,
+}
+
+impl Isolation {
+    /// Reads `request` or `instance`.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        match text {
+            "request" => Ok(Self::Request),
+            "instance" => Ok(Self::Instance),
+            _ => Err(Error::invalid(format!("isolation {text:?} is neither \"request\" nor \"instance\""))),
+        }
+    }
+
+    /// The manifest's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Instance => "instance",
+        }
+    }
+}
+
+/// The bounds of one version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// Linear memory per instance, in bytes.
+    pub memory_bytes: u64,
+    /// Longest run of one prediction.
+    pub deadline: Duration,
+    /// Predictions running at once.
+    pub concurrency: u32,
+    /// Predictions waiting for one of those; one more is refused.
+    pub queue: u32,
+    /// All artifacts together, in bytes.
+    pub artifact_bytes: u64,
+}
+
+impl Limits {
+    /// What a manifest gets when it asks for nothing.
+    pub const DEFAULT: Self = Self {
+        memory_bytes: 256 << 20,
+        deadline: Duration::from_secs(1),
+        concurrency: 64,
+        queue: 1024,
+        artifact_bytes: 1 << 30,
+    };
+
+    /// Each bound, or the cap where that is lower.
+    pub fn capped(&self, cap: &Self) -> Self {
+        Self {
+            memory_bytes: self.memory_bytes.min(cap.memory_bytes),
+            deadline: self.deadline.min(cap.deadline),
+            concurrency: self.concurrency.min(cap.concurrency),
+            queue: self.queue.min(cap.queue),
+            artifact_bytes: self.artifact_bytes.min(cap.artifact_bytes),
+        }
+    }
+
+    /// Whether each bound is at least 1 and at most the operator's `cap`.
+    /// Errors: invalid argument naming the limit, what it asks and what is allowed.
+    pub fn check(&self, cap: &Self) -> Result<(), Error> {
+        let millis = |deadline: Duration| u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        for (name, asked, most) in [
+            ("memory_mib", self.memory_bytes >> 20, cap.memory_bytes >> 20),
+            ("deadline_ms", millis(self.deadline), millis(cap.deadline)),
+            ("concurrency", u64::from(self.concurrency), u64::from(cap.concurrency)),
+            ("queue", u64::from(self.queue) + 1, u64::from(cap.queue) + 1),
+            ("artifact_mib", self.artifact_bytes >> 20, cap.artifact_bytes >> 20),
+        ] {
+            if asked == 0 || asked > most {
+                return Err(Error::invalid(format!(
+                    "limit {name} = {asked} is outside what the operator allows: 1 to {most}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A warm-up request and the answer it must get.
+#[derive(Debug, Clone)]
+pub struct Example {
+    /// Its request.
+    pub request: InferRequest,
+    /// Outputs that must match; others are not compared.
+    pub outputs: Vec<Tensor>,
+    /// Largest difference |came - expected| allowed for floating-point outputs.
+    pub tolerance: f64,
+}
+
+/// Everything that decides what a version answers, and within which bounds.
+#[derive(Debug, Clone)]
+pub struct Package {
+    /// The component's content.
+    pub component: Digest,
+    /// The version's files.
+    pub artifacts: Vec<Artifact>,
+    /// For the runtime, in the manifest's order.
+    pub parameters: Vec<(String, String)>,
+    /// The manifest's description of the input table.
+    pub columns: Vec<Column>,
+    /// Imports granted beyond the harmless ones.
+    pub capabilities: Vec<String>,
+    /// Whether equal requests may be answered from the response cache.
+    pub response_cache: bool,
+    /// What the manifest asks for; `None` leaves it to what the component allows.
+    pub isolation: Option<Isolation>,
+    /// Checked against the operator's caps.
+    pub limits: Limits,
+    /// Run before a version serves.
+    pub examples: Vec<Example>,
+}
+
+/// What loading a package brought to light.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadReport {
+    /// What the runtime says that the version takes and gives.
+    pub signature: Signature,
+    /// How it runs.
+    pub isolation: Isolation,
+    /// Why it does not run in fresh instances although nobody asked for warm ones.
+    pub isolation_note: Option<String>,
+}
+
+/// What an author says of a version, for people and for the record.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Card {
+    /// One or two sentences.
+    pub description: String,
+    /// Who to ask.
+    pub author: String,
+    /// How the model came to be: names and values, in the order they are shown.
+    pub training: Vec<(String, String)>,
+}
+
+/// One registered version.
+#[derive(Debug)]
+pub struct Version {
+    /// Its model.
+    pub model: ModelName,
+    /// Its number.
+    pub number: ModelVersion,
+    /// Names runtime, artifacts and manifest together.
+    pub digest: Digest,
+    /// What to load.
+    pub package: Package,
+    /// What loading it brought to light at registration.
+    pub report: LoadReport,
+    /// What the manifest says of it, for people.
+    pub card: Card,
+    /// `<project>_<format>`, as the Open Inference Protocol wants it.
+    pub platform: String,
+}
+
+impl Version {
+    /// The format's half of the platform, e.g. `gbdt` of `modelhost_gbdt`.
+    pub fn backend(&self) -> &str {
+        self.platform.split_once('_').map_or(self.platform.as_str(), |(_, format)| format)
+    }
+}
+
+/// One model's versions and who gets its traffic.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// `prefix/name`.
+    pub name: ModelName,
+    /// By number.
+    pub versions: BTreeMap<ModelVersion, Arc<Version>>,
+    /// `None` until a version was promoted.
+    pub policy: Option<Policy>,
+    /// The policy that a rollback returns to.
+    pub previous: Option<Policy>,
+    /// Movable names of versions.
+    pub aliases: BTreeMap<String, ModelVersion>,
+    /// Where versions run; those that are not here run in the default deployment.
+    pub placed: BTreeMap<ModelVersion, DeploymentName>,
+}
+
+impl Model {
+    /// Without versions.
+    pub fn new(name: ModelName) -> Self {
+        Self {
+            name,
+            versions: BTreeMap::new(),
+            policy: None,
+            previous: None,
+            aliases: BTreeMap::new(),
+            placed: BTreeMap::new(),
+        }
+    }
+
+    /// Where a version runs.
+    pub fn deployment(&self, number: ModelVersion) -> DeploymentName {
+        self.placed.get(&number).cloned().unwrap_or_default()
+    }
+}
+
+/// Everything a host serves at one moment. Never changed: a change publishes a new one.
+#[derive(Debug, Default, Clone)]
+pub struct Snapshot {
+    /// By `prefix/name`.
+    pub models: HashMap<ModelName, Arc<Model>>,
+    /// By name; the default one is always there.
+    pub deployments: BTreeMap<DeploymentName, Bounds>,
+}
