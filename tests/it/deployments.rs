@@ -83,6 +83,23 @@ fn they_are_made_changed_recreated_and_deleted_and_survive_a_restart() {
     assert_eq!(done["done"], true);
     assert_eq!([&show(client, "team-a")["loaded"], &show(client, "team-a")["admitted"]], [0, 0]);
     assert_eq!([infer(client, "demo/a"), infer(client, "demo/b")], [200, 200]);
+    let usage = |model: &str| {
+        let (_, rows) = admin(client, "GET", "/usage", &Value::Null);
+        rows.as_array().unwrap().iter().find(|row| row["model"] == model).unwrap().clone()
+    };
+    assert_eq!(usage("demo/a")["answered"], 3, "what it did stays known");
+    place(client, "demo/a", "default");
+    assert_eq!(
+        [&show(client, "team-a")["loaded"], &show(client, "team-a")["versions"]],
+        [0, 0],
+        "nothing stays behind"
+    );
+    assert_eq!(infer(client, "demo/a"), 200);
+    assert_eq!(
+        [&usage("demo/a")["answered"], &usage("demo/a")["deployment"]],
+        [&json!(4), &json!("default")]
+    );
+    place(client, "demo/a", "team-a");
 
     let host = host.restart(|_| {});
     let client = &host.client;

@@ -9,7 +9,7 @@ use modelhost_core::deployment::DeploymentName;
 use modelhost_core::error::Error;
 use modelhost_core::event::{DeploymentStatus, VersionUsage};
 use modelhost_core::model::{ModelName, ModelVersion};
-use modelhost_core::ports::{BoxFuture, Lifecycle, ModelRuntime, Observer};
+use modelhost_core::ports::{BoxFuture, Lifecycle, ModelRuntime, Observer, Recorder};
 use modelhost_core::routing;
 use modelhost_core::version::{Model, Snapshot, Version};
 
@@ -165,9 +165,14 @@ impl Serving {
         let slot = |(number, version): (&ModelVersion, &Arc<Version>)| {
             let pool =
                 pools.get(&model.deployment(*number)).or_else(|| pools.get(&DeploymentName::default()))?;
-            let kept =
-                before.and_then(|route| route.slot(*number)).filter(|slot| Arc::ptr_eq(&slot.pool, pool));
-            let slot = kept.unwrap_or_else(|| self.new_slot(version, pool));
+            let slot = match before.and_then(|route| route.slot(*number)) {
+                Some(slot) if Arc::ptr_eq(&slot.pool, pool) => slot,
+                Some(old) => {
+                    old.retire();
+                    self.new_slot(version, pool, Arc::clone(&old.recorder))
+                }
+                None => self.new_slot(version, pool, self.observer.recorder(&version.model, *number)),
+            };
             slot.pin(pinned.contains(number));
             Some((*number, slot))
         };
@@ -175,8 +180,7 @@ impl Serving {
         Some(Route { model: Arc::clone(model), seed: routing::seed(model.name.as_str()), slots })
     }
 
-    fn new_slot(&self, version: &Arc<Version>, pool: &Arc<Pool>) -> Arc<Slot> {
-        let recorder = self.observer.recorder(&version.model, version.number);
+    fn new_slot(&self, version: &Arc<Version>, pool: &Arc<Pool>, recorder: Arc<dyn Recorder>) -> Arc<Slot> {
         Arc::new(Slot::new(Arc::clone(version), Arc::clone(pool), Arc::clone(&self.runtime), recorder))
     }
 }
@@ -206,7 +210,7 @@ impl Lifecycle for Serving {
             pools.keys().filter(|name| !snapshot.deployments.contains_key(*name)).cloned().collect();
         let closed: Vec<_> = gone.iter().filter_map(|name| pools.remove(name)).collect();
         self.table.store(Arc::new(self.route_to(snapshot.models.values(), &pools)));
-        closed.iter().for_each(|pool| pool.close());
+        closed.iter().for_each(|pool| pool.admission.close());
     }
 
     fn recreate(&self, name: &DeploymentName) -> Result<(), Error> {
@@ -216,7 +220,7 @@ impl Lifecycle for Serving {
         pools.insert(name.clone(), Pool::new(name, &old.bounds(), &self.places));
         let models: Vec<_> = self.table.load().values().map(|route| Arc::clone(&route.model)).collect();
         self.table.store(Arc::new(self.route_to(models.iter(), &pools)));
-        old.close();
+        old.admission.close();
         Ok(())
     }
 

@@ -105,23 +105,13 @@ impl Pool {
         )))
     }
 
-    /// Refuses what waits and comes, and forgets what is loaded. What runs finishes.
-    pub(crate) fn close(&self) {
-        self.admission.close();
-        for slot in std::mem::take(&mut *self.lock()) {
-            slot.forget();
-            self.places.taken.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
     /// Takes in a version that was just loaded: room is made by unloading the least valuable ones that do not serve and are not pinned.
     /// Errors: resource exhausted, when that is not enough; the version is not kept then.
     pub(crate) fn admit(&self, slot: &Arc<Slot>, took: Duration) -> Result<(), Error> {
         let bytes = slot.bytes();
         let mut loaded = self.lock();
-        self.evict(&mut loaded, bytes);
+        let held = self.evict(&mut loaded, bytes);
         let limit = self.bounds.load().loaded_bytes;
-        let held = total(&loaded);
         if held + bytes > limit {
             let (held, bytes, limit) = (held >> 20, (bytes >> 20) + 1, limit >> 20);
             return Err(exhausted(format!(
@@ -165,20 +155,21 @@ impl Pool {
         self.admission.utilisation();
     }
 
-    /// Unloads until `more` bytes and one more version fit, the least valuable first.
-    fn evict(&self, loaded: &mut Vec<Arc<Slot>>, more: u64) {
+    /// Unloads until `more` bytes and one more version fit, the least valuable first. Returns the bytes of what is left.
+    fn evict(&self, loaded: &mut Vec<Arc<Slot>>, more: u64) -> u64 {
         let limit = self.bounds.load().loaded_bytes;
         let mut held = total(loaded);
         let no_place = || more > 0 && self.places.taken.load(Ordering::Relaxed) >= self.places.limit;
         let full = |held: u64| held + more > limit || no_place();
         while full(held) {
             let idle = loaded.iter().enumerate().filter(|(_, slot)| slot.may_be_evicted());
-            let Some((at, _)) = idle.min_by(|(_, a), (_, b)| a.value().total_cmp(&b.value())) else { return };
+            let Some((at, _)) = idle.min_by(|(_, a), (_, b)| a.value().total_cmp(&b.value())) else { break };
             let slot = loaded.swap_remove(at);
             held = held.saturating_sub(slot.bytes());
             self.drop_loaded(&slot);
             self.evictions.fetch_add(1, Ordering::Relaxed);
         }
+        held
     }
 
     fn drop_loaded(&self, slot: &Slot) {

@@ -41,6 +41,8 @@ pub(crate) struct Slot {
     withdrawn: AtomicBool,
     /// A policy keeps it in memory.
     pinned: AtomicBool,
+    /// Another slot has its version now: requests that came before finish here, and nothing stays in memory.
+    retired: AtomicBool,
     demand: Demand,
     /// It gave back what it can since it was last used.
     rests: AtomicBool,
@@ -73,6 +75,7 @@ impl Slot {
             loading: Mutex::new(None),
             withdrawn: AtomicBool::new(false),
             pinned: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
             demand: Demand::default(),
             rests: AtomicBool::new(false),
             loads: AtomicU64::new(0),
@@ -92,6 +95,16 @@ impl Slot {
     /// Lets the loaded model go. Only for its pool, which counts it.
     pub(crate) fn forget(&self) {
         self.loaded.store(None);
+    }
+
+    /// Gives its place to another slot of its version; what runs finishes.
+    pub(crate) fn retire(self: &Arc<Self>) {
+        self.retired.store(true, Ordering::Release);
+        self.unload();
+    }
+
+    fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
     }
 
     /// Unloads it and answers nobody, until a load that somebody asks for.
@@ -213,10 +226,16 @@ impl Slot {
         self.demand.add();
         self.loads.fetch_add(1, Ordering::Relaxed);
         self.load_nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if self.is_retired() {
+            return Ok(model); // for whoever asked before
+        }
         self.loaded.store(Some(Arc::new(Arc::clone(&model))));
         if let Err(refusal) = self.pool.admit(self, took) {
             self.forget();
             return Err(refusal);
+        }
+        if self.is_retired() {
+            self.unload(); // retired between the two looks
         }
         tracing::debug!(model = %self.version.model, version = %self.version.number, ?took, "loaded");
         Ok(model)
