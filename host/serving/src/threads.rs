@@ -6,7 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::OnceLock;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use modelhost_core::deployment::DeploymentName;
@@ -55,7 +55,7 @@ impl Threads {
             }
         }
         let Some(threads) = self.handle() else { return Ok(job.await) };
-        AbortOnDropHandle::new(threads.spawn(Considerate(job))).await.map_err(ended)
+        AbortOnDropHandle::new(threads.spawn(job)).await.map_err(ended)
     }
 
     /// Runs a job that waits for the disk to its end, whether or not somebody still waits for it: on a thread of its own, up to
@@ -97,21 +97,6 @@ impl Drop for Threads {
         if let Some(runtime) = self.runtime.take().flatten() {
             runtime.shutdown_background();
         }
-    }
-}
-
-/// Lets the system run who waits for this processor after every time slice of the guest, which is shorter than the system's.
-struct Considerate<T>(Job<T>);
-
-impl<T> Future for Considerate<T> {
-    type Output = T;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        let polled = self.0.as_mut().poll(context);
-        if polled.is_pending() {
-            std::thread::yield_now();
-        }
-        polled
     }
 }
 
