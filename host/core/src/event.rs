@@ -40,8 +40,9 @@ pub struct Prediction {
     pub queued: Duration,
     /// Running.
     pub ran: Duration,
-    /// Processor time of its instance.
-    pub cpu: Duration,
+    /// Processor time of its instance, for as many predictions as it stands for: asking the system for it costs, so that not every
+    /// prediction is measured, and those that are not have a count of 0.
+    pub cpu: Tally,
 }
 
 /// How a challenger's answer compares with the one the caller got.
@@ -100,7 +101,7 @@ pub struct Statistics {
     pub cache_hit: Tally,
     /// Answers not found there: looking them up, running and storing them.
     pub cache_miss: Tally,
-    /// Processor time of its instances, whether they answered or failed, for callers and as a challenger.
+    /// Processor time of its instances, whether they answered or failed, for callers and as a challenger; by samples.
     pub cpu: Tally,
 }
 

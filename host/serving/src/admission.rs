@@ -77,10 +77,12 @@ impl Line {
         Duration::from_nanos(self.usual_cpu.load(Ordering::Relaxed))
     }
 
-    /// Learns from a run.
-    pub(crate) fn ran(&self, took: Duration, cpu: Duration) {
+    /// Learns from a run, and from its processor time where that was measured.
+    pub(crate) fn ran(&self, took: Duration, cpu: Option<Duration>) {
         learn(&self.usual_run, took);
-        learn(&self.usual_cpu, cpu);
+        if let Some(cpu) = cpu {
+            learn(&self.usual_cpu, cpu);
+        }
     }
 }
 

@@ -28,6 +28,9 @@ const RETRY_AFTER_MOST: Duration = Duration::from_secs(60);
 /// A version that nobody asked for so long gives back what it can get again from disk.
 const REST_AFTER: Duration = Duration::from_secs(5);
 
+/// The processor time of every so many short predictions is measured, besides the first one's: asking for it are two system calls.
+const METER_EVERY: u64 = 16;
+
 pub(crate) struct Slot {
     pub(crate) version: Arc<Version>,
     pub(crate) recorder: Arc<dyn Recorder>,
@@ -46,6 +49,7 @@ pub(crate) struct Slot {
     demand: Demand,
     /// It gave back what it can since it was last used.
     rests: AtomicBool,
+    runs: AtomicU64,
     loads: AtomicU64,
     load_nanos: AtomicU64,
 }
@@ -78,6 +82,7 @@ impl Slot {
             retired: AtomicBool::new(false),
             demand: Demand::default(),
             rests: AtomicBool::new(false),
+            runs: AtomicU64::new(0),
             loads: AtomicU64::new(0),
             load_nanos: AtomicU64::new(0),
         }
@@ -252,7 +257,7 @@ impl Slot {
         self.demand.add();
         let rows = request.rows();
         let mut admitted = start;
-        let mut cpu = Duration::ZERO;
+        let mut cpu = Tally::default();
         let result = async {
             let _permit = self.pool.admission.enter(&self.line, deadline).await?;
             let model = match self.loaded.load_full() {
@@ -262,11 +267,14 @@ impl Slot {
             admitted = Instant::now();
             // Nobody waits for a challenger, so it does not keep the server's threads from those who are waited for.
             let is_long = role == Role::Challenger || self.line.usual_cpu() > LONG;
-            let job = Box::pin(Metered { run: model.infer(request, deadline), cpu: Duration::ZERO });
+            let stands_for = self.stands_for(is_long);
+            let used = (stands_for > 0).then_some(Duration::ZERO);
+            let job = Box::pin(Metered { run: model.infer(request, deadline), used });
             let threads = self.pool.threads.load();
             let (outputs, used) = threads.run(job, is_long).await?;
-            cpu = used;
             self.line.ran(admitted.elapsed(), used);
+            let nanos = used.map_or(0, |used| u64::try_from(used.as_nanos()).unwrap_or(u64::MAX));
+            cpu = Tally { count: stands_for, nanos: nanos.saturating_mul(stands_for) };
             outputs
         }
         .await;
@@ -283,6 +291,15 @@ impl Slot {
         match result {
             Ok(outputs) => Ok((outputs, timing)),
             Err(error) => Err(self.name_version(error)),
+        }
+    }
+
+    /// For how many predictions the processor time of the next one stands; for none, it is not measured.
+    fn stands_for(&self, is_long: bool) -> u64 {
+        match self.runs.fetch_add(1, Ordering::Relaxed) {
+            run if is_long || run == 0 => 1,
+            run if run.is_multiple_of(METER_EVERY) => METER_EVERY,
+            _ => 0,
         }
     }
 
@@ -330,21 +347,24 @@ pub(crate) struct Timing {
     pub(crate) ran: Duration,
 }
 
-/// A prediction, and the processor time it takes on whatever threads it runs.
+/// A prediction, and, where it is measured, the processor time it takes on whatever threads it runs.
 struct Metered {
     run: Job<Result<Vec<Tensor>, Error>>,
-    cpu: Duration,
+    used: Option<Duration>,
 }
 
 impl Future for Metered {
-    type Output = (Result<Vec<Tensor>, Error>, Duration);
+    type Output = (Result<Vec<Tensor>, Error>, Option<Duration>);
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(used) = self.used else {
+            return self.run.as_mut().poll(context).map(|outputs| (outputs, None));
+        };
         let before = thread_time();
         let polled = self.run.as_mut().poll(context);
-        self.cpu += thread_time().saturating_sub(before);
-        let cpu = self.cpu;
-        polled.map(|outputs| (outputs, cpu))
+        let used = used + thread_time().saturating_sub(before);
+        self.used = Some(used);
+        polled.map(|outputs| (outputs, Some(used)))
     }
 }
 

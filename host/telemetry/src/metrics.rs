@@ -304,6 +304,8 @@ impl VersionRecorder {
 
 #[cfg(test)]
 mod tests {
+    use modelhost_core::event::Tally;
+
     use super::*;
 
     #[test]
@@ -318,7 +320,7 @@ mod tests {
             rows: 3,
             queued: Duration::ZERO,
             ran: Duration::from_micros(50),
-            cpu: Duration::from_micros(40),
+            cpu: Tally { count: 1, nanos: 40_000 },
         };
         recorder.prediction(&prediction(Role::Primary, None));
         recorder.prediction(&prediction(Role::Primary, Some(ErrorCode::PluginFault)));

@@ -24,7 +24,7 @@ pub(crate) struct Totals {
 
 impl Totals {
     pub(crate) fn prediction(&self, prediction: &Prediction) {
-        self.cpu.add(prediction.cpu);
+        self.cpu.add_all(prediction.cpu);
         if prediction.role == Role::Challenger {
             return;
         }
@@ -134,8 +134,14 @@ struct AtomicTally {
 
 impl AtomicTally {
     fn add(&self, took: Duration) {
-        self.count.fetch_add(1, Ordering::Relaxed);
-        self.nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.add_all(Tally { count: 1, nanos: u64::try_from(took.as_nanos()).unwrap_or(u64::MAX) });
+    }
+
+    fn add_all(&self, more: Tally) {
+        if more.count > 0 {
+            self.count.fetch_add(more.count, Ordering::Relaxed);
+            self.nanos.fetch_add(more.nanos, Ordering::Relaxed);
+        }
     }
 
     fn read(&self) -> Tally {

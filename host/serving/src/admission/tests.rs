@@ -214,8 +214,9 @@ async fn raised_bounds_let_the_waiting_run() {
 #[test]
 fn a_usual_run_follows_the_latest() {
     let line = line("m/a", Duration::ZERO);
-    line.ran(Duration::from_millis(16), Duration::from_millis(1));
+    line.ran(Duration::from_millis(16), Some(Duration::from_millis(1)));
     assert_eq!((line.usual_run(), line.usual_cpu()), (Duration::from_millis(16), Duration::from_millis(1)));
-    line.ran(Duration::from_millis(32), Duration::from_millis(17));
+    line.ran(Duration::from_millis(32), Some(Duration::from_millis(17)));
+    line.ran(Duration::from_millis(17), None);
     assert_eq!((line.usual_run(), line.usual_cpu()), (Duration::from_millis(17), Duration::from_millis(2)));
 }
