@@ -18,7 +18,11 @@ fn host(change: impl FnOnce(&mut modelhost_server::Config)) -> Host {
 }
 
 fn connect(host: &Host) -> TcpStream {
-    let stream = TcpStream::connect(host.client.url.trim_start_matches("http://")).unwrap();
+    connect_to(&host.client.url)
+}
+
+fn connect_to(url: &str) -> TcpStream {
+    let stream = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     stream
 }
@@ -169,4 +173,23 @@ fn ten_thousand_idle_connections_do_not_stop_service() {
         assert_eq!(host.client.post(INFER, &x(&[1.0])).status, 200);
     }
     drop(idle);
+}
+
+#[test]
+fn a_body_that_nobody_reads_does_not_cost_the_connection() {
+    let host = host(|_| {});
+    let mut stream = connect_to(&host.client.admin);
+    for (path, unloaded) in [("versions/1/unload", true), ("versions/1/unload", false)] {
+        let head = format!("POST /v1/models/demo/m/{path} HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        stream.write_all(b"{}").unwrap();
+        let (answer, expected) = (&mut [0; 1024], format!("{{\"unloaded\":{unloaded}}}"));
+        let mut came = 0;
+        while !String::from_utf8_lossy(&answer[..came]).ends_with(&expected) {
+            let read = stream.read(&mut answer[came..]).unwrap();
+            assert!(read > 0, "closed after {:?}", String::from_utf8_lossy(&answer[..came]));
+            came += read;
+        }
+    }
 }

@@ -16,6 +16,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap};
 use modelhost_core::error::{Error, ErrorCode};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt};
+use tokio::sync::oneshot;
 use tokio_util::io::StreamReader;
 
 /// What goes out.
@@ -243,6 +244,47 @@ pub(crate) async fn drain(body: Incoming) {
     let mut rest = Limited::new(body, LINGER_BYTES);
     let read = async { while let Some(Ok(_)) = rest.frame().await {} };
     drop(tokio::time::timeout(LINGER, read).await); // whoever sends on is cut off
+}
+
+/// A request's body in the hands of a handler that may not read it; what is left comes back when the handler lets go of it.
+pub(crate) struct Lent {
+    body: Option<Incoming>,
+    back: Option<oneshot::Sender<Incoming>>,
+}
+
+impl Lent {
+    pub(crate) fn new(body: Incoming) -> (Self, oneshot::Receiver<Incoming>) {
+        let (back, left) = oneshot::channel();
+        (Self { body: Some(body), back: Some(back) }, left)
+    }
+}
+
+impl Body for Lent {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.body.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(context))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(SizeHint::default, Body::size_hint)
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let (Some(body), Some(back)) = (self.body.take(), self.back.take()) {
+            drop(back.send(body)); // nobody waits for it any more
+        }
+    }
 }
 
 async fn decompress(coding: Coding, body: Limited<&mut Incoming>, most: usize) -> Result<Bytes, Error> {

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hyper::service::service_fn;
+use hyper::Request;
+use hyper::body::{Body, Incoming};
+use hyper::service::{Service, service_fn};
 use hyper_util::service::TowerToHyperService;
 use modelhost_admin::Admin;
 use modelhost_core::artifact::Digest;
@@ -22,6 +24,7 @@ use modelhost_telemetry::{Metrics, Traces};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::body::{Lent, drain};
 use crate::config::Config;
 use crate::grpc::Services;
 use crate::handlers::Public;
@@ -145,6 +148,20 @@ impl Server {
             }
         });
         let admin_routes = TowerToHyperService::new(modelhost_admin::router(admin));
+        let handle_admin = service_fn(move |request: Request<Incoming>| {
+            let (head, body) = request.into_parts();
+            let (body, mut left) = Lent::new(body);
+            let answer = admin_routes.call(Request::from_parts(head, body));
+            async move {
+                let response = answer.await;
+                if let Ok(body) = left.try_recv()
+                    && !body.is_end_stream()
+                {
+                    drain(body).await;
+                }
+                response
+            }
+        });
         let mut listeners = Vec::new();
         let mut grpc_address = None;
         if let Some(address) = config.grpc_listen {
@@ -154,7 +171,7 @@ impl Server {
             listeners.push(tokio::spawn(served));
         }
         listeners.push(tokio::spawn(listener(socket, config.max_connections).serve(handle, stopped.clone())));
-        listeners.push(tokio::spawn(listener(admin_socket, ADMIN_CONNECTIONS).serve(admin_routes, stopped)));
+        listeners.push(tokio::spawn(listener(admin_socket, ADMIN_CONNECTIONS).serve(handle_admin, stopped)));
         Ok(Self { address, grpc_address, admin_address, public, grpc, catalog, stop, listeners, _lock: lock })
     }
 
