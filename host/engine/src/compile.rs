@@ -20,7 +20,7 @@ const FUNCTION_CACHE_BYTES: u64 = 32 << 20;
 
 /// Free slots that keep the image of the version they last ran, so that its next request finds them mapped. They hold their version's
 /// file open and the pages it wrote, also after it is unloaded.
-const WARM_SLOTS: u32 = 128;
+const WARM_SLOTS: u32 = 1024;
 
 /// The engine's settings.
 #[derive(Debug, Clone)]

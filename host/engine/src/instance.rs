@@ -135,13 +135,15 @@ impl Warm {
 
     /// A free instance, or a new one.
     async fn take(&self, loaded: &Loaded) -> Result<(Instance, Live), Error> {
-        let until = Instant::now() + Duration::from_micros(self.start_cost.load(Ordering::Relaxed));
+        let mut until = None;
         loop {
             let free = self.lock().pop();
             if let Some((instance, _)) = free {
                 return Ok((instance, Live(Some(Arc::clone(&self.live)))));
             }
             let none_live = self.live.load(Ordering::Relaxed) == 0;
+            let start_cost = || Duration::from_micros(self.start_cost.load(Ordering::Relaxed));
+            let until = *until.get_or_insert_with(|| Instant::now() + start_cost());
             if none_live || tokio::time::timeout_at(until.into(), self.freed.notified()).await.is_err() {
                 return self.start(loaded).await;
             }

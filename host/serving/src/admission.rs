@@ -131,11 +131,25 @@ struct Waiter {
 pub(crate) struct Permit<'a> {
     admission: &'a Admission,
     line: &'a Line,
+    /// When it was given.
+    pub(crate) since: Instant,
+    ended: Option<Instant>,
+}
+
+impl<'a> Permit<'a> {
+    fn new(admission: &'a Admission, line: &'a Line, since: Instant) -> Self {
+        Self { admission, line, since, ended: None }
+    }
+
+    /// Gives it back at a time that was just read: the clock is not asked again.
+    pub(crate) fn end(mut self, now: Instant) {
+        self.ended = Some(now);
+    }
 }
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.admission.leave(self.line);
+        self.admission.leave(self.line, self.ended.unwrap_or_else(Instant::now));
     }
 }
 
@@ -152,7 +166,7 @@ impl Drop for Place<'_> {
         let mut state = self.admission.lock();
         if !state.remove(self.line, self.ticket) && matches!(self.granted.try_recv(), Ok(Ok(()))) {
             drop(state);
-            self.admission.leave(self.line); // granted at the moment it gave up
+            self.admission.leave(self.line, Instant::now()); // granted at the moment it gave up
         }
     }
 }
@@ -178,7 +192,7 @@ impl Admission {
     pub(crate) fn set_bounds(&self, bounds: &Bounds) {
         let mut state = self.lock();
         (state.instances, state.queue) = (bounds.instances, bounds.queue);
-        state.dispatch();
+        state.dispatch(Instant::now());
     }
 
     /// Counts one that was refused before it came here.
@@ -201,11 +215,12 @@ impl Admission {
         state.waiting = 0;
     }
 
-    /// Waits for leave to run. Errors: resource exhausted when the queue is full, or the wait would outlast the
+    /// Waits for leave to run, from `now` on. Errors: resource exhausted when the queue is full, or the wait would outlast the
     /// deadline; deadline exceeded when it did; unavailable when the deployment was torn down.
     pub(crate) async fn enter<'a>(
         &'a self,
         line: &'a Arc<Line>,
+        now: Instant,
         deadline: Deadline,
     ) -> Result<Permit<'a>, Error> {
         let mut place = {
@@ -214,15 +229,15 @@ impl Admission {
                 return Err(closed());
             }
             if state.waiting == 0 && state.fits(line) {
-                state.start(line, Duration::ZERO);
-                return Ok(Permit { admission: self, line });
+                state.start(line, now, now);
+                return Ok(Permit::new(self, line, now));
             }
-            let (ticket, granted) = state.queue_up(line, deadline)?;
-            state.dispatch();
+            let (ticket, granted) = state.queue_up(line, now, deadline)?;
+            state.dispatch(now);
             Place { admission: self, line, ticket, granted }
         };
         match tokio::time::timeout_at(deadline.instant().into(), &mut place.granted).await {
-            Ok(Ok(Ok(()))) => Ok(Permit { admission: self, line }),
+            Ok(Ok(Ok(()))) => Ok(Permit::new(self, line, Instant::now())),
             Ok(Ok(Err(refusal))) => Err(refusal),
             Ok(Err(_)) => Err(closed()),
             Err(_) => Err(Error::new(
@@ -232,10 +247,10 @@ impl Admission {
         }
     }
 
-    fn leave(&self, line: &Line) {
+    fn leave(&self, line: &Line, now: Instant) {
         let mut state = self.lock();
-        state.end(line);
-        state.dispatch();
+        state.end(line, now);
+        state.dispatch(now);
     }
 
     /// Predictions that run, and that wait.
@@ -248,7 +263,7 @@ impl Admission {
     pub(crate) fn utilisation(&self) -> f64 {
         let mut state = self.lock();
         let (running, instances) = (state.running, state.instances);
-        state.busy.count(running);
+        state.busy.count(running, Instant::now());
         state.busy.sample(instances);
         state.busy.average
     }
@@ -268,24 +283,25 @@ impl State {
         self.running < self.instances && line.running() < line.concurrency
     }
 
-    fn end(&mut self, line: &Line) {
-        self.busy.count(self.running);
+    fn end(&mut self, line: &Line, now: Instant) {
+        self.busy.count(self.running, now);
         self.running -= 1;
         line.running.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn start(&mut self, line: &Line, waited: Duration) {
-        self.busy.count(self.running);
+    fn start(&mut self, line: &Line, since: Instant, now: Instant) {
+        self.busy.count(self.running, now);
         self.running += 1;
         line.running.fetch_add(1, Ordering::Relaxed);
         let Tally { count, nanos: total } = &mut self.totals.admitted;
         *count += 1;
-        *total += nanos(waited);
+        *total += nanos(now.saturating_duration_since(since));
     }
 
     fn queue_up(
         &mut self,
         line: &Arc<Line>,
+        now: Instant,
         deadline: Deadline,
     ) -> Result<(u64, oneshot::Receiver<Result<(), Error>>), Error> {
         if line.waiting() >= line.queue {
@@ -293,7 +309,6 @@ impl State {
             let text = format!("every instance is busy and {} requests wait already", line.queue);
             return Err(Error::new(ErrorCode::ResourceExhausted, text));
         }
-        let now = Instant::now();
         let (wait, left) = (self.wait(line), deadline.instant().saturating_duration_since(now));
         if wait > left {
             self.totals.hopeless += 1;
@@ -386,7 +401,7 @@ impl State {
     }
 
     /// Gives free instances to those who wait.
-    fn dispatch(&mut self) {
+    fn dispatch(&mut self, now: Instant) {
         while self.waiting > 0 && self.running < self.instances {
             let ready = self.backlogs.iter().filter(|(_, backlog)| backlog.next().is_some());
             let Some((model, _)) = ready.min_by_key(|(_, backlog)| backlog.served) else { return };
@@ -399,9 +414,9 @@ impl State {
             self.served = backlog.served;
             backlog.served += nanos(line.usual_run()).max(1);
             self.waited(&line);
-            self.start(&line, waiter.since.elapsed());
+            self.start(&line, waiter.since, now);
             if waiter.grant.send(Ok(())).is_err() {
-                self.end(&line); // cannot be: who gives up takes itself out of the line first
+                self.end(&line, now); // cannot be: who gives up takes itself out of the line first
             }
         }
     }
@@ -440,10 +455,9 @@ impl Busy {
     }
 
     /// Counts what ran until now.
-    fn count(&mut self, running: u32) {
-        let now = Instant::now();
+    fn count(&mut self, running: u32, now: Instant) {
         self.nanos += nanos(now.saturating_duration_since(self.counted)) * u64::from(running);
-        self.counted = now;
+        self.counted = self.counted.max(now); // clocks were read before the lock was held
     }
 
     /// Moves the average; older times weigh exponentially less.

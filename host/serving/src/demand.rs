@@ -19,22 +19,22 @@ pub(crate) struct Demand(AtomicU64);
 
 impl Demand {
     /// Counts one request.
-    pub(crate) fn add(&self) {
-        let now = ticks();
+    pub(crate) fn add(&self, now: Instant) {
+        let now = ticks(now);
         let count = self.at(now) + 1.0;
         self.0.store(u64::from(count.to_bits()) << 32 | u64::from(now), Ordering::Relaxed);
     }
 
     /// Requests lately.
-    pub(crate) fn now(&self) -> f32 {
-        self.at(ticks())
+    pub(crate) fn lately(&self, now: Instant) -> f32 {
+        self.at(ticks(now))
     }
 
     /// How long ago the last one came.
     #[expect(clippy::cast_possible_truncation, reason = "the lower half of a word")]
     pub(crate) fn idle(&self) -> Duration {
         let then = self.0.load(Ordering::Relaxed) as u32;
-        Duration::from_secs_f64(f64::from(ticks().saturating_sub(then)) / f64::from(TICKS))
+        Duration::from_secs_f64(f64::from(ticks(Instant::now()).saturating_sub(then)) / f64::from(TICKS))
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
@@ -49,8 +49,8 @@ impl Demand {
     }
 }
 
-fn ticks() -> u32 {
-    let micros = START.elapsed().as_micros();
+fn ticks(now: Instant) -> u32 {
+    let micros = now.saturating_duration_since(*START).as_micros();
     u32::try_from(micros * u128::from(TICKS) / 1_000_000).unwrap_or(u32::MAX)
 }
 
@@ -61,10 +61,10 @@ mod tests {
     #[test]
     fn counts_and_forgets() {
         let demand = Demand::default();
-        (0..3).for_each(|_| demand.add());
-        assert!((demand.now() - 3.0).abs() < 0.01, "{}", demand.now());
+        (0..3).for_each(|_| demand.add(Instant::now()));
+        assert!((demand.lately(Instant::now()) - 3.0).abs() < 0.01, "{}", demand.lately(Instant::now()));
         assert!(demand.idle() < Duration::from_secs(1), "{:?}", demand.idle());
-        let minute_later = ticks() + 60 * TICKS;
+        let minute_later = ticks(Instant::now()) + 60 * TICKS;
         assert!((demand.at(minute_later) - 1.5).abs() < 0.01);
         assert!(demand.at(u32::MAX) < 1e-6);
     }

@@ -83,8 +83,9 @@ async fn run(copy: &Copy) -> Agreement {
     if request.conform(&copy.challenger.version.report.signature).is_err() {
         return Agreement::Failed;
     }
-    let deadline = Deadline::after(Instant::now(), LIMIT);
-    match copy.challenger.infer(Arc::new(request), deadline, Role::Challenger).await {
+    let start = Instant::now();
+    let deadline = Deadline::after(start, LIMIT);
+    match copy.challenger.infer(Arc::new(request), start, deadline, Role::Challenger).await {
         Ok((outputs, _)) => compare(&copy.answer, &outputs),
         Err(_) => Agreement::Failed,
     }

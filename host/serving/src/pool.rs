@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use modelhost_core::deployment::{Bounds, DeploymentName, MemoryBudget};
@@ -10,7 +10,7 @@ use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::{DeploymentStatus, DeploymentTotals, Tally};
 
 use crate::admission::Admission;
-use crate::slot::Slot;
+use crate::slot::{Ready, Slot};
 use crate::threads::Threads;
 
 pub(crate) struct Pool {
@@ -21,14 +21,56 @@ pub(crate) struct Pool {
     bounds: ArcSwap<Bounds>,
     /// Requests between their arrival and their answer.
     present: AtomicU32,
-    /// The versions in memory.
-    loaded: Mutex<Vec<Arc<Slot>>>,
+    loaded: Mutex<Loaded>,
     /// What all deployments of this host have loaded together, and may have.
     places: Arc<Places>,
     loads: AtomicU64,
     load_nanos: AtomicU64,
     load_failures: AtomicU64,
     evictions: AtomicU64,
+}
+
+/// The versions in memory.
+#[derive(Default)]
+struct Loaded {
+    kept: Vec<Kept>,
+    /// Of all of them.
+    bytes: u64,
+}
+
+struct Kept {
+    slot: Arc<Slot>,
+    /// As of the last look: warm instances come and go.
+    bytes: u64,
+}
+
+impl Loaded {
+    fn keep(&mut self, slot: &Arc<Slot>, bytes: u64) {
+        self.kept.push(Kept { slot: Arc::clone(slot), bytes });
+        self.bytes += bytes;
+    }
+
+    /// Takes one out; whoever drops what comes back waits for the system to unmap it, unless it still runs.
+    fn take(&mut self, at: usize) -> Option<Arc<Ready>> {
+        let Kept { slot, bytes } = self.kept.swap_remove(at);
+        self.bytes -= bytes;
+        slot.forget()
+    }
+
+    /// The least valuable one that does not serve and is not pinned.
+    fn least(&self) -> Option<usize> {
+        let now = Instant::now();
+        let idle = self.kept.iter().enumerate().filter(|(_, kept)| kept.slot.may_be_evicted());
+        let valued = idle.map(|(at, kept)| (at, kept.slot.value(kept.bytes, now)));
+        valued.min_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(at, _)| at)
+    }
+
+    fn look(&mut self) {
+        for kept in &mut self.kept {
+            kept.bytes = kept.slot.footprint().bytes;
+        }
+        self.bytes = self.kept.iter().map(|kept| kept.bytes).sum();
+    }
 }
 
 /// A request's presence in its deployment, until it is answered.
@@ -81,7 +123,8 @@ impl Pool {
         if old.threads != bounds.threads {
             self.threads.store(Arc::new(Threads::new(&self.name, bounds.threads)));
         }
-        self.evict(&mut self.lock(), 0);
+        let evicted = self.evict(&mut self.lock(), 0);
+        drop(evicted);
     }
 
     pub(crate) fn bounds(&self) -> Arc<Bounds> {
@@ -108,12 +151,13 @@ impl Pool {
     /// Takes in a version that was just loaded: room is made by unloading the least valuable ones that do not serve and are not pinned.
     /// Errors: resource exhausted, when that is not enough; the version is not kept then.
     pub(crate) fn admit(&self, slot: &Arc<Slot>, took: Duration) -> Result<(), Error> {
-        let bytes = slot.bytes();
+        let bytes = slot.footprint().bytes;
+        let _evicted; // dropped after the lock
         let mut loaded = self.lock();
-        let held = self.evict(&mut loaded, bytes);
+        _evicted = self.evict(&mut loaded, bytes);
         let limit = self.bounds.load().loaded_bytes;
-        if held + bytes > limit {
-            let (held, bytes, limit) = (held >> 20, (bytes >> 20) + 1, limit >> 20);
+        if loaded.bytes + bytes > limit {
+            let (held, bytes, limit) = (loaded.bytes >> 20, (bytes >> 20) + 1, limit >> 20);
             return Err(exhausted(format!(
                 "it takes {bytes} MiB, and of the {limit} MiB that versions of deployment {} may take, {held} MiB serve or are pinned",
                 self.name
@@ -126,7 +170,7 @@ impl Pool {
                 "{limit} versions are in memory, and this host can hold no more: see loaded_versions in its configuration, and vm.max_map_count"
             )));
         }
-        loaded.push(Arc::clone(slot));
+        loaded.keep(slot, bytes);
         self.loads.fetch_add(1, Ordering::Relaxed);
         self.load_nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         Ok(())
@@ -139,62 +183,62 @@ impl Pool {
     /// Takes a version out of memory. False: it is not there.
     pub(crate) fn unload(&self, slot: &Arc<Slot>) -> bool {
         let mut loaded = self.lock();
-        let Some(at) = loaded.iter().position(|known| Arc::ptr_eq(known, slot)) else { return false };
-        loaded.swap_remove(at);
-        self.drop_loaded(slot);
+        let Some(at) = loaded.kept.iter().position(|kept| Arc::ptr_eq(&kept.slot, slot)) else {
+            return false;
+        };
+        let _unloaded = loaded.take(at);
+        drop(loaded);
+        self.places.taken.fetch_sub(1, Ordering::Relaxed);
         true
     }
 
     /// Ends warm instances that idle for so long, and unloads what no longer fits.
     pub(crate) fn tidy(&self, idle: Duration) {
-        let slots: Vec<_> = self.lock().clone();
+        let slots: Vec<_> = self.lock().kept.iter().map(|kept| Arc::clone(&kept.slot)).collect();
         for slot in slots {
             slot.tidy(idle);
         }
-        self.evict(&mut self.lock(), 0);
+        let mut loaded = self.lock();
+        loaded.look();
+        let evicted = self.evict(&mut loaded, 0);
+        drop(loaded);
+        drop(evicted); // after the lock
         self.admission.utilisation();
     }
 
-    /// Unloads until `more` bytes and one more version fit, the least valuable first. Returns the bytes of what is left.
-    fn evict(&self, loaded: &mut Vec<Arc<Slot>>, more: u64) -> u64 {
+    /// Unloads until `more` bytes and one more version fit, the least valuable first. What comes back is to be dropped without the lock.
+    fn evict(&self, loaded: &mut Loaded, more: u64) -> Vec<Arc<Ready>> {
         let limit = self.bounds.load().loaded_bytes;
-        let mut held = total(loaded);
         let no_place = || more > 0 && self.places.taken.load(Ordering::Relaxed) >= self.places.limit;
-        let full = |held: u64| held + more > limit || no_place();
-        while full(held) {
-            let idle = loaded.iter().enumerate().filter(|(_, slot)| slot.may_be_evicted());
-            let Some((at, _)) = idle.min_by(|(_, a), (_, b)| a.value().total_cmp(&b.value())) else { break };
-            let slot = loaded.swap_remove(at);
-            held = held.saturating_sub(slot.bytes());
-            self.drop_loaded(&slot);
+        let mut evicted = Vec::new();
+        while loaded.bytes + more > limit || no_place() {
+            let Some(at) = loaded.least() else { break };
+            evicted.extend(loaded.take(at));
+            self.places.taken.fetch_sub(1, Ordering::Relaxed);
             self.evictions.fetch_add(1, Ordering::Relaxed);
         }
-        held
+        evicted
     }
 
-    fn drop_loaded(&self, slot: &Slot) {
-        slot.forget();
-        self.places.taken.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Slot>>> {
+    fn lock(&self) -> MutexGuard<'_, Loaded> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What it holds and does now; `versions` are placed in it.
     pub(crate) fn status(&self, versions: u32) -> DeploymentStatus {
         let (running, waiting) = self.admission.counts();
-        let loaded = self.lock();
+        let mut loaded = self.lock();
+        loaded.look();
         DeploymentStatus {
             name: self.name.clone(),
             bounds: Bounds::clone(&self.bounds.load()),
             threads: self.threads.load().count(),
             versions,
-            loaded: u32::try_from(loaded.len()).unwrap_or(u32::MAX),
-            loaded_bytes: total(&loaded),
+            loaded: u32::try_from(loaded.kept.len()).unwrap_or(u32::MAX),
+            loaded_bytes: loaded.bytes,
             running,
             waiting,
-            idle_instances: loaded.iter().map(|slot| slot.footprint().idle_instances).sum(),
+            idle_instances: loaded.kept.iter().map(|kept| kept.slot.footprint().idle_instances).sum(),
             memory_bytes: self.memory.used(),
             utilisation: self.admission.utilisation(),
             totals: DeploymentTotals {
@@ -208,10 +252,6 @@ impl Pool {
             },
         }
     }
-}
-
-fn total(loaded: &[Arc<Slot>]) -> u64 {
-    loaded.iter().map(|slot| slot.bytes()).sum()
 }
 
 fn exhausted(text: String) -> Error {

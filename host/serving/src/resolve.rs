@@ -143,7 +143,7 @@ impl Resolved {
             self.slot.check_available()?;
             self.cached(&request, start, deadline).await?
         } else {
-            self.run(&request, deadline).await?
+            self.run(&request, start, deadline).await?
         };
         if !self.mirrors.is_empty() {
             let version = self.slot.version.number;
@@ -152,8 +152,13 @@ impl Resolved {
         Ok(answer)
     }
 
-    async fn run(&self, request: &Arc<InferRequest>, deadline: Deadline) -> Result<Answer, Error> {
-        let (outputs, timing) = self.slot.infer(Arc::clone(request), deadline, Role::Primary).await?;
+    async fn run(
+        &self,
+        request: &Arc<InferRequest>,
+        start: Instant,
+        deadline: Deadline,
+    ) -> Result<Answer, Error> {
+        let (outputs, timing) = self.slot.infer(Arc::clone(request), start, deadline, Role::Primary).await?;
         Ok(Answer { outputs: Arc::new(outputs), queued: timing.queued, ran: timing.ran, cached: None })
     }
 
@@ -165,7 +170,7 @@ impl Resolved {
     ) -> Result<Answer, Error> {
         let mut ran = None;
         let run = async {
-            let answer = self.run(request, deadline).await?;
+            let answer = self.run(request, Instant::now(), deadline).await?;
             let outputs = Arc::clone(&answer.outputs);
             ran = Some(answer);
             Ok(outputs)

@@ -54,7 +54,7 @@ pub(crate) struct Slot {
     load_nanos: AtomicU64,
 }
 
-type Ready = Arc<dyn LoadedModel>;
+pub(crate) type Ready = Arc<dyn LoadedModel>;
 
 struct LastFailure {
     error: Error,
@@ -98,8 +98,8 @@ impl Slot {
     }
 
     /// Lets the loaded model go. Only for its pool, which counts it.
-    pub(crate) fn forget(&self) {
-        self.loaded.store(None);
+    pub(crate) fn forget(&self) -> Option<Arc<Ready>> {
+        self.loaded.swap(None)
     }
 
     /// Gives its place to another slot of its version; what runs finishes.
@@ -139,19 +139,15 @@ impl Slot {
 
     /// What keeping it in memory is worth: the time that loading it again would take from its callers, per byte.
     #[expect(clippy::cast_precision_loss, reason = "it ranks")]
-    pub(crate) fn value(&self) -> f32 {
+    pub(crate) fn value(&self, bytes: u64, now: Instant) -> f32 {
         let loads = self.loads.load(Ordering::Relaxed).max(1);
         let cost = self.load_nanos.load(Ordering::Relaxed) / loads;
-        self.demand.now() * cost as f32 / self.bytes().max(1) as f32
+        self.demand.lately(now) * cost as f32 / bytes.max(1) as f32
     }
 
     /// What it holds of memory; nothing when it is not loaded.
     pub(crate) fn footprint(&self) -> Footprint {
         self.loaded.load().as_ref().map(|model| model.footprint()).unwrap_or_default()
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        self.footprint().bytes
     }
 
     /// Ends instances that idle for so long; gives back pages when nobody asked it for a while.
@@ -228,7 +224,7 @@ impl Slot {
         let (package, report) = (&self.version.package, &self.version.report);
         let model = self.runtime.load(package, Some(report), &self.pool.memory).await?;
         let took = start.elapsed();
-        self.demand.add();
+        self.demand.add(start);
         self.loads.fetch_add(1, Ordering::Relaxed);
         self.load_nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         if self.is_retired() {
@@ -236,7 +232,7 @@ impl Slot {
         }
         self.loaded.store(Some(Arc::new(Arc::clone(&model))));
         if let Err(refusal) = self.pool.admit(self, took) {
-            self.forget();
+            drop(self.forget());
             return Err(refusal);
         }
         if self.is_retired() {
@@ -246,52 +242,68 @@ impl Slot {
         Ok(model)
     }
 
-    /// Runs one request within the bounds of the version and its deployment, and records it.
+    /// Runs one request that came at `start` within the bounds of the version and its deployment, and records it.
     pub(crate) async fn infer(
         self: &Arc<Self>,
         request: Arc<InferRequest>,
+        start: Instant,
         deadline: Deadline,
         role: Role,
     ) -> Result<(Vec<Tensor>, Timing), Error> {
-        let start = Instant::now();
-        self.demand.add();
+        self.demand.add(start);
         let rows = request.rows();
-        let mut admitted = start;
-        let mut cpu = Tally::default();
-        let result = async {
-            let _permit = self.pool.admission.enter(&self.line, deadline).await?;
-            let model = match self.loaded.load_full() {
-                Some(model) => Ready::clone(&model),
-                None => self.load(false).await?,
-            };
-            admitted = Instant::now();
-            // Nobody waits for a challenger, so it does not keep the server's threads from those who are waited for.
-            let is_long = role == Role::Challenger || self.line.usual_cpu() > LONG;
-            let stands_for = self.stands_for(is_long);
-            let used = (stands_for > 0).then_some(Duration::ZERO);
-            let job = Box::pin(Metered { run: model.infer(request, deadline), used });
-            let threads = self.pool.threads.load();
-            let (outputs, used) = threads.run(job, is_long).await?;
-            self.line.ran(admitted.elapsed(), used);
-            let nanos = used.map_or(0, |used| u64::try_from(used.as_nanos()).unwrap_or(u64::MAX));
-            cpu = Tally { count: stands_for, nanos: nanos.saturating_mul(stands_for) };
-            outputs
-        }
-        .await;
-        let end = Instant::now();
-        let timing = Timing { queued: admitted - start, ran: end - admitted };
+        let mut run = Run { began: start, ended: None, cpu: Tally::default() };
+        let result = self.admitted(request, start, deadline, role, &mut run).await;
+        let ended = run.ended.unwrap_or_else(Instant::now);
+        let timing = Timing { queued: run.began - start, ran: ended - run.began };
         self.recorder.prediction(&Prediction {
             role,
-            error: result.as_ref().err().map(|error: &Error| error.code),
+            error: result.as_ref().err().map(|error| error.code),
             rows,
             queued: timing.queued,
             ran: timing.ran,
-            cpu,
+            cpu: run.cpu,
         });
         match result {
             Ok(outputs) => Ok((outputs, timing)),
             Err(error) => Err(self.name_version(error)),
         }
+    }
+
+    /// Waits for leave, for the version to be loaded, and runs; notes in `run` how that went.
+    async fn admitted(
+        self: &Arc<Self>,
+        request: Arc<InferRequest>,
+        start: Instant,
+        deadline: Deadline,
+        role: Role,
+        run: &mut Run,
+    ) -> Result<Vec<Tensor>, Error> {
+        let permit = self.pool.admission.enter(&self.line, start, deadline).await?;
+        run.began = permit.since;
+        let ready = self.loaded.load().as_deref().map(Ready::clone);
+        let model = match ready {
+            Some(model) => model,
+            None => {
+                let model = self.load(false).await?;
+                run.began = Instant::now();
+                model
+            }
+        };
+        // Nobody waits for a challenger, so it does not keep the server's threads from those who are waited for.
+        let is_long = role == Role::Challenger || self.line.usual_cpu() > LONG;
+        let stands_for = self.stands_for(is_long);
+        let used = (stands_for > 0).then_some(Duration::ZERO);
+        let job = Box::pin(Metered { run: model.infer(request, deadline), used });
+        let threads = self.pool.threads.load();
+        let (outputs, used) = threads.run(job, is_long).await?;
+        let ended = Instant::now();
+        permit.end(ended);
+        run.ended = Some(ended);
+        self.line.ran(ended - run.began, used);
+        let nanos = used.map_or(0, |used| u64::try_from(used.as_nanos()).unwrap_or(u64::MAX));
+        run.cpu = Tally { count: stands_for, nanos: nanos.saturating_mul(stands_for) };
+        outputs
     }
 
     /// For how many predictions the processor time of the next one stands; for none, it is not measured.
@@ -345,6 +357,13 @@ impl Slot {
 pub(crate) struct Timing {
     pub(crate) queued: Duration,
     pub(crate) ran: Duration,
+}
+
+/// How a prediction goes.
+struct Run {
+    began: Instant,
+    ended: Option<Instant>,
+    cpu: Tally,
 }
 
 /// A prediction, and, where it is measured, the processor time it takes on whatever threads it runs.

@@ -21,7 +21,7 @@ pub(crate) const LONG: Duration = Duration::from_micros(500);
 const NICE: i32 = 5;
 
 /// Versions that one deployment loads at once; more wait.
-const LOADING_AT_ONCE: usize = 8;
+const LOADING_AT_ONCE: usize = 4;
 
 /// A future on its way.
 pub(crate) type Job<T> = Pin<Box<dyn Future<Output = T> + Send>>;

@@ -55,7 +55,7 @@ async fn queued<'a>(
     line: &'a Arc<Line>,
 ) -> std::pin::Pin<Box<dyn Future<Output = Result<Permit<'a>, Error>> + 'a>> {
     let mut waiting: std::pin::Pin<Box<dyn Future<Output = _>>> =
-        Box::pin(admission.enter(line, after(LONG)));
+        Box::pin(admission.enter(line, Instant::now(), after(LONG)));
     let polled = std::future::poll_fn(|_| {
         let mut context = std::task::Context::from_waker(Waker::noop());
         std::task::Poll::Ready(waiting.as_mut().poll(&mut context))
@@ -71,9 +71,9 @@ fn code<T>(result: Result<T, Error>) -> ErrorCode {
 #[tokio::test]
 async fn refuses_at_once_beyond_the_queue() {
     let (admission, a) = (admission(1, 1), line("m/a", Duration::ZERO));
-    let running = admission.enter(&a, after(LONG)).await.unwrap();
+    let running = admission.enter(&a, Instant::now(), after(LONG)).await.unwrap();
     let waiting = queued(&admission, &a).await;
-    assert_eq!(code(admission.enter(&a, after(LONG)).await), ErrorCode::ResourceExhausted);
+    assert_eq!(code(admission.enter(&a, Instant::now(), after(LONG)).await), ErrorCode::ResourceExhausted);
     assert_eq!((admission.counts(), a.waiting(), admission.totals().refused), ((1, 1), 1, 1));
     drop(running);
     let permit = waiting.await.unwrap();
@@ -85,18 +85,18 @@ async fn refuses_at_once_beyond_the_queue() {
 #[tokio::test]
 async fn gives_up_at_the_deadline_and_leaves_the_queue() {
     let (admission, a) = (admission(1, 5), line("m/a", Duration::ZERO));
-    let running = admission.enter(&a, after(LONG)).await.unwrap();
-    assert_eq!(code(admission.enter(&a, after(SHORT)).await), ErrorCode::DeadlineExceeded);
+    let running = admission.enter(&a, Instant::now(), after(LONG)).await.unwrap();
+    assert_eq!(code(admission.enter(&a, Instant::now(), after(SHORT)).await), ErrorCode::DeadlineExceeded);
     drop(queued(&admission, &a).await);
     assert_eq!((admission.counts(), a.waiting()), ((1, 0), 0));
     drop(running);
-    assert!(admission.enter(&a, after(LONG)).await.is_ok());
+    assert!(admission.enter(&a, Instant::now(), after(LONG)).await.is_ok());
 }
 
 #[tokio::test]
 async fn a_grant_that_nobody_takes_comes_back() {
     let (admission, a) = (admission(1, 5), line("m/a", Duration::ZERO));
-    let running = admission.enter(&a, after(LONG)).await.unwrap();
+    let running = admission.enter(&a, Instant::now(), after(LONG)).await.unwrap();
     let waiting = queued(&admission, &a).await;
     drop(running);
     assert_eq!(admission.counts(), (1, 0), "granted");
@@ -107,19 +107,22 @@ async fn a_grant_that_nobody_takes_comes_back() {
 #[tokio::test]
 async fn refuses_who_would_wait_past_its_deadline() {
     let (admission, a) = (admission(2, 100), line("m/a", Duration::from_millis(100)));
-    let _running =
-        [admission.enter(&a, after(LONG)).await.unwrap(), admission.enter(&a, after(LONG)).await.unwrap()];
+    let _running = [
+        admission.enter(&a, Instant::now(), after(LONG)).await.unwrap(),
+        admission.enter(&a, Instant::now(), after(LONG)).await.unwrap(),
+    ];
     let mut waiting = Vec::new();
     for _ in 0..10 {
         waiting.push(queued(&admission, &a).await);
     }
-    let refused = admission.enter(&a, after(Duration::from_millis(300))).await.map(drop).unwrap_err();
+    let refused =
+        admission.enter(&a, Instant::now(), after(Duration::from_millis(300))).await.map(drop).unwrap_err();
     assert!(refused.message.contains("would wait about 500 ms"), "{refused}");
     assert_eq!(admission.totals().hopeless, 1);
     // Another model does not stand behind those ten: it is served in turn.
     let b = line("m/b", Duration::from_millis(100));
     assert!(
-        timeout(SHORT, admission.enter(&b, after(Duration::from_millis(300)))).await.is_err(),
+        timeout(SHORT, admission.enter(&b, Instant::now(), after(Duration::from_millis(300)))).await.is_err(),
         "it waits"
     );
 }
@@ -128,7 +131,7 @@ async fn refuses_who_would_wait_past_its_deadline() {
 async fn models_take_turns_by_the_time_they_use() {
     let admission = admission(1, 100);
     let (slow, fast) = (line("m/slow", Duration::from_millis(30)), line("m/fast", Duration::from_millis(10)));
-    let mut running = admission.enter(&slow, after(LONG)).await.unwrap();
+    let mut running = admission.enter(&slow, Instant::now(), after(LONG)).await.unwrap();
     let mut waiting = Vec::new();
     for at in 0..16 {
         let line = if at < 8 { &slow } else { &fast };
@@ -151,7 +154,8 @@ async fn models_take_turns_by_the_time_they_use() {
         });
         let (name, _) = waiting.remove(at.unwrap_or_else(|| panic!("nobody was granted: {granted:?}")));
         order.push(name);
-        running = Permit { admission: &admission, line: if name == 's' { &slow } else { &fast } };
+        let line = if name == 's' { &slow } else { &fast };
+        running = Permit::new(&admission, line, Instant::now());
     }
     drop(running);
     assert_eq!(order.matches('f').count(), 6, "three fast ones for a slow one: {order}");
@@ -160,7 +164,7 @@ async fn models_take_turns_by_the_time_they_use() {
 #[tokio::test]
 async fn a_full_queue_sheds_the_newest_of_whoever_waits_most() {
     let (admission, a, b) = (admission(1, 4), line("m/a", Duration::ZERO), line("m/b", Duration::ZERO));
-    let running = admission.enter(&a, after(LONG)).await.unwrap();
+    let running = admission.enter(&a, Instant::now(), after(LONG)).await.unwrap();
     let mut waiting = Vec::new();
     for _ in 0..4 {
         waiting.push(queued(&admission, &a).await);
@@ -170,7 +174,7 @@ async fn a_full_queue_sheds_the_newest_of_whoever_waits_most() {
     let newest = waiting.pop().unwrap().await;
     assert_eq!(code(newest), ErrorCode::ResourceExhausted);
     assert_eq!(
-        code(admission.enter(&a, after(LONG)).await),
+        code(admission.enter(&a, Instant::now(), after(LONG)).await),
         ErrorCode::ResourceExhausted,
         "its own newest is this one"
     );
@@ -185,19 +189,19 @@ async fn a_version_at_its_own_bound_holds_nobody_else_up() {
     let admission = admission(2, 10);
     let one = Arc::new(Line { concurrency: 1, ..Arc::into_inner(line("m/one", Duration::ZERO)).unwrap() });
     let other = line("m/other", Duration::ZERO);
-    let _running = admission.enter(&one, after(LONG)).await.unwrap();
+    let _running = admission.enter(&one, Instant::now(), after(LONG)).await.unwrap();
     let _waiting = queued(&admission, &one).await;
-    assert!(timeout(LONG, admission.enter(&other, after(LONG))).await.unwrap().is_ok());
+    assert!(timeout(LONG, admission.enter(&other, Instant::now(), after(LONG))).await.unwrap().is_ok());
 }
 
 #[tokio::test]
 async fn a_closed_one_refuses_who_waits_and_who_comes() {
     let (admission, a) = (admission(1, 4), line("m/a", Duration::ZERO));
-    let running = admission.enter(&a, after(LONG)).await.unwrap();
+    let running = admission.enter(&a, Instant::now(), after(LONG)).await.unwrap();
     let waiting = queued(&admission, &a).await;
     admission.close();
     assert_eq!(code(waiting.await), ErrorCode::Unavailable);
-    assert_eq!(code(admission.enter(&a, after(LONG)).await), ErrorCode::Unavailable);
+    assert_eq!(code(admission.enter(&a, Instant::now(), after(LONG)).await), ErrorCode::Unavailable);
     drop(running);
     assert_eq!((admission.counts(), a.waiting()), ((0, 0), 0));
 }
@@ -205,7 +209,7 @@ async fn a_closed_one_refuses_who_waits_and_who_comes() {
 #[tokio::test]
 async fn raised_bounds_let_the_waiting_run() {
     let (admission, a) = (admission(1, 4), line("m/a", Duration::ZERO));
-    let _running = admission.enter(&a, after(LONG)).await.unwrap();
+    let _running = admission.enter(&a, Instant::now(), after(LONG)).await.unwrap();
     let waiting = queued(&admission, &a).await;
     admission.set_bounds(&Bounds { instances: 2, queue: 4, ..Bounds::default() });
     assert!(waiting.await.is_ok());
