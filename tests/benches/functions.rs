@@ -67,7 +67,7 @@ impl Model {
             component: blob(0),
             artifacts: artifacts.into_iter().collect(),
             parameters: parameters.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
-            columns: Vec::new(),
+            columns: [].into(),
             capabilities: Vec::new(),
             response_cache: false,
             isolation: Some(isolation),

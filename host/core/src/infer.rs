@@ -126,7 +126,7 @@ mod tests {
     use crate::tensor::{DType, TensorSpec};
 
     fn spec(name: &str) -> TensorSpec {
-        TensorSpec { name: name.into(), dtype: DType::Uint8, shape: vec![None], columns: Vec::new() }
+        TensorSpec { name: name.into(), dtype: DType::Uint8, shape: vec![None], columns: [].into() }
     }
 
     fn tensor(name: &str) -> Tensor {

@@ -1,6 +1,7 @@
 //! Tensors and their types. A [`Tensor`] cannot exist with data that disagrees with its shape.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -151,8 +152,8 @@ pub struct TensorSpec {
     pub dtype: DType,
     /// Dimensions, outermost first.
     pub shape: Vec<Option<u64>>,
-    /// Empty unless the tensor is a table of named columns.
-    pub columns: Vec<Column>,
+    /// Empty unless the tensor is a table of named columns. Shared: thousands of versions have the same.
+    pub columns: Arc<[Column]>,
 }
 
 impl TensorSpec {

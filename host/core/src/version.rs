@@ -118,7 +118,7 @@ pub struct Package {
     /// For the runtime, in the manifest's order.
     pub parameters: Vec<(String, String)>,
     /// The manifest's description of the input table.
-    pub columns: Vec<Column>,
+    pub columns: Arc<[Column]>,
     /// Imports granted beyond the harmless ones.
     pub capabilities: Vec<String>,
     /// Whether equal requests may be answered from the response cache.

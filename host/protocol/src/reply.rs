@@ -67,7 +67,7 @@ impl ReplyForm {
         for (output, form) in outputs.iter_mut().zip(&self.outputs) {
             if let Some(count) = form.classes {
                 let spec = signature.outputs.iter().find(|spec| spec.name == output.name());
-                *output = classify(output, count, spec.map_or(&[], |spec| spec.columns.as_slice()))?;
+                *output = classify(output, count, spec.map_or(&[], |spec| &*spec.columns))?;
             }
         }
         Ok(Cow::Owned(outputs))

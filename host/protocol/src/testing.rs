@@ -31,8 +31,13 @@ pub(crate) fn version() -> Version {
         column("age", ColumnKind::Numeric, false),
         column("purpose", ColumnKind::Categorical(vec!["car".into(), "tv".into()]), true),
     ];
-    let input = TensorSpec { name: "input".into(), dtype: DType::Fp32, shape: vec![None, Some(2)], columns };
-    let output = TensorSpec { name: "p".into(), dtype: DType::Fp32, shape: vec![None], columns: Vec::new() };
+    let input = TensorSpec {
+        name: "input".into(),
+        dtype: DType::Fp32,
+        shape: vec![None, Some(2)],
+        columns: columns.into(),
+    };
+    let output = TensorSpec { name: "p".into(), dtype: DType::Fp32, shape: vec![None], columns: [].into() };
     let signature = Signature { inputs: vec![input], outputs: vec![output] };
     Version {
         model: ModelName::parse("a/b").unwrap(),
@@ -42,7 +47,7 @@ pub(crate) fn version() -> Version {
             component: Digest::from_bytes([0; 32]),
             artifacts: Vec::new(),
             parameters: Vec::new(),
-            columns: Vec::new(),
+            columns: [].into(),
             capabilities: Vec::new(),
             response_cache: false,
             isolation: None,
@@ -61,7 +66,7 @@ pub(crate) fn with_inputs(inputs: &[(&str, DType, &[Option<u64>])]) -> Version {
         name: (*name).into(),
         dtype: *dtype,
         shape: shape.to_vec(),
-        columns: Vec::new(),
+        columns: [].into(),
     };
     let mut version = version();
     version.report.signature.inputs = inputs.iter().map(spec).collect();

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use futures_util::TryStreamExt;
 use modelhost_core::artifact::{Artifact, Digest};
 use modelhost_core::deployment::{Bounds, DeploymentName};
 use modelhost_core::error::{Error, ErrorCode};
@@ -23,6 +24,7 @@ use sqlx::sqlite::{
 use sqlx::{Connection, Row, Sqlite, Transaction};
 use tokio::sync::Mutex;
 
+use crate::columns::SharedColumns;
 use crate::manifest::Manifest;
 use crate::rows::{self, PolicyRow, SignatureRow};
 
@@ -30,7 +32,7 @@ use crate::rows::{self, PolicyRow, SignatureRow};
 pub struct Catalog {
     pool: SqlitePool,
     /// Held while a change is prepared and written, so that changes happen one after another.
-    writer: Mutex<()>,
+    writer: Mutex<SharedColumns>,
     /// The latest published state.
     latest: RwLock<Arc<Snapshot>>,
 }
@@ -77,8 +79,9 @@ impl Catalog {
             .run(&pool)
             .await
             .map_err(|error| Error::internal(format!("catalogue {}: {error}", path.display())))?;
-        let snapshot = read_all(&pool, cap, default).await?;
-        Ok(Self { pool, writer: Mutex::new(()), latest: RwLock::new(Arc::new(snapshot)) })
+        let mut columns = SharedColumns::default();
+        let snapshot = read_all(&pool, cap, default, &mut columns).await?;
+        Ok(Self { pool, writer: Mutex::new(columns), latest: RwLock::new(Arc::new(snapshot)) })
     }
 
     /// What is registered now.
@@ -105,7 +108,7 @@ impl Catalog {
         registration: Registration<'_>,
         publish: impl FnOnce(Arc<Snapshot>),
     ) -> Result<Arc<Version>, Error> {
-        let _writer = self.writer.lock().await;
+        let mut columns = self.writer.lock().await;
         let latest = self.snapshot();
         let Registration { model: name, manifest, package, report, deployment } = registration;
         deployments::find(&latest, &deployment)?;
@@ -116,7 +119,7 @@ impl Catalog {
         }
         let insert = async |tx: &mut Transaction<'_, Sqlite>| {
             let (model_id, number) = next_version(tx, name).await?;
-            let version = version_of(name, number, manifest, package, report)?;
+            let version = version_of(name, number, manifest, package, report, &mut columns)?;
             insert_version(tx, model_id, &version, manifest).await?;
             deployments::insert_placement(tx, model_id, number, &deployment).await?;
             Ok(Arc::new(version))
@@ -355,9 +358,13 @@ fn version_of(
     model: &ModelName,
     number: ModelVersion,
     manifest: &str,
-    package: Package,
-    report: LoadReport,
+    mut package: Package,
+    mut report: LoadReport,
+    columns: &mut SharedColumns,
 ) -> Result<Version, Error> {
+    columns.share(&mut package.columns);
+    let specs = report.signature.inputs.iter_mut().chain(&mut report.signature.outputs);
+    specs.for_each(|spec| columns.share(&mut spec.columns));
     let mut hash = Sha256::new();
     hash.update(package.component.to_string());
     for artifact in &package.artifacts {
@@ -488,7 +495,12 @@ fn parse_policy(text: &str) -> Result<Policy, Error> {
     rows::read::<PolicyRow>("policy", text)?.policy()
 }
 
-async fn read_all(pool: &SqlitePool, cap: &Limits, default: &Bounds) -> Result<Snapshot, Error> {
+async fn read_all(
+    pool: &SqlitePool,
+    cap: &Limits,
+    default: &Bounds,
+    columns: &mut SharedColumns,
+) -> Result<Snapshot, Error> {
     let mut models: HashMap<i64, Model> = HashMap::new();
     let rows = sqlx::query(
         "SELECT m.id, m.name, p.policy, b.policy FROM models m LEFT JOIN policies p ON p.id = m.policy_id
@@ -503,7 +515,7 @@ async fn read_all(pool: &SqlitePool, cap: &Limits, default: &Bounds) -> Result<S
         let model = Model { policy: policy(2)?, previous: policy(3)?, ..Model::new(name) };
         models.insert(row.try_get(0).map_err(database)?, model);
     }
-    read_versions(pool, &mut models, cap).await?;
+    read_versions(pool, &mut models, cap, columns).await?;
     for row in
         sqlx::query("SELECT model_id, name, number FROM aliases").fetch_all(pool).await.map_err(database)?
     {
@@ -521,6 +533,7 @@ async fn read_versions(
     pool: &SqlitePool,
     models: &mut HashMap<i64, Model>,
     cap: &Limits,
+    columns: &mut SharedColumns,
 ) -> Result<(), Error> {
     let mut artifacts: HashMap<(i64, u32), Vec<Artifact>> = HashMap::new();
     let query = sqlx::query("SELECT model_id, number, name, digest, bytes FROM artifacts ORDER BY position");
@@ -536,7 +549,8 @@ async fn read_versions(
     let query = sqlx::query(
         "SELECT model_id, number, manifest, component, signature, isolation, isolation_note FROM versions",
     );
-    for row in query.fetch_all(pool).await.map_err(database)? {
+    let mut rows = query.fetch(pool); // one at a time: all manifests together are large
+    while let Some(row) = rows.try_next().await.map_err(database)? {
         let (model_id, number): (i64, u32) =
             (row.try_get(0).map_err(database)?, row.try_get(1).map_err(database)?);
         let Some(model) = models.get_mut(&model_id) else { continue };
@@ -552,7 +566,7 @@ async fn read_versions(
         let isolation_note = row.try_get(6).map_err(database)?;
         let report = LoadReport { signature: signature.signature()?, isolation, isolation_note };
         let number = ModelVersion::new(number)?;
-        let version = version_of(&model.name, number, manifest, package, report)?;
+        let version = version_of(&model.name, number, manifest, package, report, columns)?;
         model.versions.insert(number, Arc::new(version));
     }
     Ok(())

@@ -3,6 +3,7 @@
 
 mod blobs;
 mod catalog;
+mod columns;
 mod manifest;
 mod rows;
 

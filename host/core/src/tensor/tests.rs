@@ -36,7 +36,7 @@ fn refuses_bytes_elements_that_do_not_add_up() {
 #[test]
 fn names_tensor_expected_and_came_on_mismatch() {
     let spec =
-        TensorSpec { name: "x".into(), dtype: DType::Fp32, shape: vec![None, Some(4)], columns: Vec::new() };
+        TensorSpec { name: "x".into(), dtype: DType::Fp32, shape: vec![None, Some(4)], columns: [].into() };
     let tensor = |dtype: DType, shape: &[u64]| {
         let bytes = usize::try_from(element_count(shape).unwrap()).unwrap() * dtype.size().unwrap();
         Tensor::new("x".into(), dtype, shape.to_vec(), vec![0; bytes].into()).unwrap()

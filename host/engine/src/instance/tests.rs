@@ -29,7 +29,7 @@ fn package() -> Package {
         component: Digest::from_bytes([0; 32]),
         artifacts: Vec::new(),
         parameters: Vec::new(),
-        columns: Vec::new(),
+        columns: [].into(),
         capabilities: Vec::new(),
         response_cache: false,
         isolation: Some(Isolation::Request),
@@ -43,7 +43,7 @@ fn loaded(config: &Config, instances: Instances) -> Arc<Loaded> {
     let component = Component::from_binary(&engine, &secret_component()).unwrap();
     let pre = state::linker(&engine).unwrap().instantiate_pre(&component).and_then(RuntimePre::new).unwrap();
     let leak =
-        TensorSpec { name: "leak".into(), dtype: DType::Uint64, shape: vec![Some(1)], columns: Vec::new() };
+        TensorSpec { name: "leak".into(), dtype: DType::Uint64, shape: vec![Some(1)], columns: [].into() };
     let signature = Signature { inputs: Vec::new(), outputs: vec![leak] };
     Arc::new(Loaded {
         engine,

@@ -379,7 +379,7 @@ mod tests {
     }
 
     fn raw(dtype: DType, shape: &[Option<u64>], body: &[u8]) -> Result<String, String> {
-        let spec = TensorSpec { name: "x".into(), dtype, shape: shape.to_vec(), columns: Vec::new() };
+        let spec = TensorSpec { name: "x".into(), dtype, shape: shape.to_vec(), columns: [].into() };
         let signature = Signature { inputs: vec![spec], outputs: Vec::new() };
         let decoded = decode_raw(&Bytes::copy_from_slice(body), &signature);
         decoded.map(|(request, _)| format!("{:?}", request.inputs)).map_err(|error| error.message)
