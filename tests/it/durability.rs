@@ -198,7 +198,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk_is_a_clear_error_and_loses_nothing() {
-    let Some(disk) = SmallDisk::mount("size=24m") else {
+    let Some(disk) = SmallDisk::mount("size=64m") else {
         println!("skipped: this process may not mount a small file system");
         return;
     };
@@ -207,7 +207,7 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     let client = process.client.clone();
     client.register(MODEL, &Package::fault("echo", ""), true);
     let filler = disk.0.path().join("filler");
-    let fill = || drop(fs::write(&filler, vec![1_u8; 24 << 20]));
+    let fill = || drop(fs::write(&filler, vec![1_u8; 64 << 20]));
     fill();
     let mut package = Package::fault("echo", "artifacts = ['a.bin']");
     package.files.push(("a.bin".into(), vec![7; 1 << 20]));

@@ -22,6 +22,39 @@ fn both_credit_models_answer_what_their_libraries_did() {
 }
 
 #[test]
+fn an_onnx_graph_is_served_from_its_file_and_a_broken_one_is_refused() {
+    let host = Host::start();
+    let client = &host.client;
+    for (graph, bytes, why) in [
+        ("unknown_operator", usize::MAX, "Frobnicate"),
+        ("mlp", 100, "model.onnx: it is no ONNX file, or a truncated one"),
+    ] {
+        let refused = client.try_register("demo/onnx", &Package::onnx(graph, bytes), true).unwrap();
+        assert_eq!(refused.status, 422, "{refused:?}");
+        assert!(refused.error().contains(why), "{refused:?}");
+    }
+    client.register("demo/onnx", &Package::onnx("mlp", usize::MAX), true);
+    let metadata = client.get("/v2/models/demo/onnx").body;
+    assert_eq!(metadata["inputs"], json!([{"name": "x", "datatype": "FP32", "shape": [-1, 8]}]));
+    let cases = std::fs::read(modelhost_tests::root().join("tests/fixtures/onnx/mlp.cases.json")).unwrap();
+    for case in serde_json::from_slice::<Vec<Value>>(&cases).unwrap() {
+        let answer = client.post("/v2/models/demo/onnx/infer", &json!({"inputs": case["inputs"]}));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        for (came, expected) in
+            answer.body["outputs"].as_array().unwrap().iter().zip(case["outputs"].as_array().unwrap())
+        {
+            assert_eq!([&came["name"], &came["shape"]], [&expected["name"], &expected["shape"]]);
+            let numbers = |tensor: &Value| -> Vec<f64> {
+                tensor["data"].as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+            };
+            for (came, expected) in numbers(came).iter().zip(numbers(expected)) {
+                assert!((came - expected).abs() / expected.abs().max(1.0) < 1e-5, "{came} {expected}");
+            }
+        }
+    }
+}
+
+#[test]
 fn open_inference_protocol_over_rest() {
     let host = Host::start();
     let client = &host.client;

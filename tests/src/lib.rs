@@ -174,6 +174,14 @@ impl Package {
         Self { manifest, files: vec![("model.json".into(), model)] }
     }
 
+    /// A graph of `tests/fixtures/onnx`, or what is left of its first `bytes`, in the sandboxed runtime.
+    pub fn onnx(graph: &str, bytes: usize) -> Self {
+        let mut file = fs::read(root().join(format!("tests/fixtures/onnx/{graph}.onnx"))).expect("the graph");
+        file.truncate(bytes);
+        let manifest = "runtime = 'onnx-sandboxed'\nartifacts = ['model.onnx']\n".to_owned();
+        Self { manifest, files: vec![("model.onnx".into(), file)] }
+    }
+
     /// The guest that misbehaves as `fault` says, with more manifest lines before its parameters.
     pub fn fault(fault: &str, manifest: &str) -> Self {
         let component = fs::read(components().join("tests/faults.wasm")).expect("the faults guest");

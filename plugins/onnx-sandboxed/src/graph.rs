@@ -1,0 +1,221 @@
+//! An ONNX graph: what it takes and gives, and its evaluation by tract.
+
+use std::sync::Arc;
+
+use modelhost_sdk::{Datatype, Error, Signature, Tensor, TensorSpec};
+use tract_onnx::pb::tensor_proto::DataType;
+use tract_onnx::pb::tensor_shape_proto::dimension;
+use tract_onnx::pb::{GraphProto, ValueInfoProto, type_proto};
+use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::infer::{InferenceFact, ShapeFactoid};
+
+use crate::element;
+
+/// A graph that can be asked.
+pub struct Graph {
+    inputs: Vec<Value>,
+    outputs: Vec<Value>,
+    symbols: SymbolScope,
+    plan: Plan,
+}
+
+/// One input or output of the graph.
+struct Value {
+    name: String,
+    datatype: Datatype,
+    dims: Vec<Dim>,
+}
+
+enum Dim {
+    Fixed(usize),
+    /// Dimensions of one name are equal.
+    Named(String),
+}
+
+enum Plan {
+    /// Good for every shape.
+    Any(Arc<TypedRunnableModel>),
+    /// tract cannot plan this graph while a dimension is open: it is planned for the shapes of each request.
+    PerShape(InferenceModel),
+}
+
+impl Graph {
+    /// Reads an ONNX file, of operator sets 9 to 18 as a rule. Errors: what is wrong with it, naming the operator or the tensor.
+    pub fn parse(file: &[u8]) -> Result<Self, String> {
+        let onnx = tract_onnx::onnx();
+        let proto = onnx
+            .proto_model_for_read(&mut std::io::Cursor::new(file))
+            .map_err(|error| format!("it is no ONNX file, or a truncated one: {error:#}"))?;
+        let graph = proto.graph.as_ref().ok_or("it holds no graph")?;
+        let inputs: Vec<_> = fed(graph).map(|value| Value::read("input", value)).collect::<Result<_, _>>()?;
+        let outputs: Vec<_> =
+            graph.output.iter().map(|value| Value::read("output", value)).collect::<Result<_, _>>()?;
+        let mut model = onnx.model_for_proto_model(&proto).map_err(|error| format!("{error:#}"))?;
+        if model.inputs.len() != inputs.len() || model.outputs.len() != outputs.len() {
+            return Err("an input or output of the graph is declared twice, or nothing makes it".to_owned());
+        }
+        for (at, value) in inputs.iter().enumerate() {
+            let shape = value.shape(&model.symbols);
+            set_input(&mut model, at, value, shape)?;
+        }
+        let symbols = model.symbols.clone();
+        // tract panics where a recurrent operator's batch is open.
+        let recurs = graph.node.iter().any(|node| matches!(&*node.op_type, "LSTM" | "GRU" | "RNN"));
+        let any = if recurs { None } else { plan(model.clone()).ok() };
+        let plan = match any {
+            Some(plan) => Plan::Any(plan),
+            None => {
+                // What cannot be planned for one row either is not the open dimensions' fault.
+                let one_row: Vec<Vec<usize>> = inputs.iter().map(Value::smallest).collect();
+                plan_for(&model, &inputs, &one_row)?;
+                Plan::PerShape(model)
+            }
+        };
+        Ok(Self { inputs, outputs, symbols, plan })
+    }
+
+    /// What it takes and gives; a dimension without a fixed size is -1.
+    pub fn signature(&self) -> Signature {
+        let specs = |values: &[Value]| values.iter().map(Value::spec).collect();
+        Signature { inputs: specs(&self.inputs), outputs: specs(&self.outputs) }
+    }
+
+    /// Evaluates it for these inputs, which agree with the signature. Errors: the caller's, where dimensions of one name differ;
+    /// the model's otherwise.
+    pub fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Error> {
+        let sizes = self.sizes(inputs)?;
+        let values = inputs.iter().map(|tensor| element::read(tensor).map(IntoTValue::into_tvalue));
+        let values: TVec<TValue> = values.collect::<Result<_, _>>()?;
+        let answers = match &self.plan {
+            Plan::Any(plan) => plan.run(values),
+            Plan::PerShape(model) => {
+                let shapes: Vec<_> = values.iter().map(|value| value.shape().to_vec()).collect();
+                plan_for(model, &self.inputs, &shapes).map_err(Error::Model)?.run(values)
+            }
+        };
+        let answers = answers.map_err(|error| Error::Model(format!("{error:#}")))?;
+        let named = self.outputs.iter().zip(&answers);
+        named.map(|(value, answer)| element::write(&value.name, value.datatype, answer, &sizes)).collect()
+    }
+
+    /// The size of every named dimension in this request. Errors: the caller's, when two of one name differ: tract would compute
+    /// with the first.
+    fn sizes(&self, inputs: &[&Tensor]) -> Result<SymbolValues, Error> {
+        let mut sizes = SymbolValues::default();
+        for (value, tensor) in self.inputs.iter().zip(inputs) {
+            for (dim, came) in value.dims.iter().zip(&tensor.shape) {
+                let Dim::Named(name) = dim else { continue };
+                let (symbol, came) = (self.symbols.sym(name), i64::try_from(*came).unwrap_or(i64::MAX));
+                match sizes.get(&symbol) {
+                    Some(size) if size != came => {
+                        return Err(Error::InvalidInput(format!(
+                            "input {:?}: its dimension {name:?} is {came}, and {size} in another input",
+                            value.name
+                        )));
+                    }
+                    _ => sizes.set(&symbol, came),
+                }
+            }
+        }
+        Ok(sizes)
+    }
+}
+
+impl Value {
+    fn read(kind: &str, value: &ValueInfoProto) -> Result<Self, String> {
+        let name = value.name.clone();
+        let Some(type_proto::Value::TensorType(tensor)) =
+            value.r#type.as_ref().and_then(|kind| kind.value.as_ref())
+        else {
+            return Err(format!("{kind} {name:?} is no tensor"));
+        };
+        let datatype = datatype(tensor.elem_type)
+            .ok_or_else(|| format!("{kind} {name:?}: ONNX datatype {} is not served", tensor.elem_type))?;
+        let shape = tensor.shape.as_ref().ok_or_else(|| format!("{kind} {name:?} has no shape"))?;
+        let dims = shape.dim.iter().enumerate().map(|(at, dim)| match &dim.value {
+            Some(dimension::Value::DimValue(size)) => usize::try_from(*size)
+                .map(Dim::Fixed)
+                .map_err(|_| format!("{kind} {name:?}: dimension {at} is {size}")),
+            Some(dimension::Value::DimParam(param)) if !param.is_empty() => Ok(Dim::Named(param.clone())),
+            _ => Ok(Dim::Named(format!("{name}.{at}"))),
+        });
+        let dims = dims.collect::<Result<_, _>>()?;
+        Ok(Self { name, datatype, dims })
+    }
+
+    fn spec(&self) -> TensorSpec {
+        let size = |dim: &Dim| match dim {
+            Dim::Fixed(size) => i64::try_from(*size).unwrap_or(i64::MAX),
+            Dim::Named(_) => -1,
+        };
+        let shape: Vec<i64> = self.dims.iter().map(size).collect();
+        TensorSpec::new(&self.name, self.datatype, &shape)
+    }
+
+    fn shape(&self, symbols: &SymbolScope) -> TVec<TDim> {
+        let dims = self.dims.iter().map(|dim| match dim {
+            Dim::Fixed(size) => size.to_dim(),
+            Dim::Named(name) => symbols.sym(name).to_dim(),
+        });
+        dims.collect()
+    }
+
+    fn smallest(&self) -> Vec<usize> {
+        let size = |dim: &Dim| match dim {
+            Dim::Fixed(size) => *size,
+            Dim::Named(_) => 1,
+        };
+        self.dims.iter().map(size).collect()
+    }
+}
+
+/// The inputs that a caller feeds: initializers may be listed among the inputs too.
+fn fed(graph: &GraphProto) -> impl Iterator<Item = &ValueInfoProto> {
+    graph.input.iter().filter(|input| graph.initializer.iter().all(|given| given.name != input.name))
+}
+
+fn set_input(
+    model: &mut InferenceModel,
+    at: usize,
+    value: &Value,
+    shape: impl Into<ShapeFactoid>,
+) -> Result<(), String> {
+    let fact = InferenceFact::dt_shape(element::datum(value.datatype), shape);
+    model.set_input_fact(at, fact).map_err(|error| format!("input {:?}: {error:#}", value.name))
+}
+
+fn plan(model: InferenceModel) -> Result<Arc<TypedRunnableModel>, String> {
+    model.into_optimized().and_then(IntoRunnable::into_runnable).map_err(|error| format!("{error:#}"))
+}
+
+fn plan_for(
+    model: &InferenceModel,
+    inputs: &[Value],
+    shapes: &[Vec<usize>],
+) -> Result<Arc<TypedRunnableModel>, String> {
+    let mut model = model.clone();
+    for (at, (value, shape)) in inputs.iter().zip(shapes).enumerate() {
+        set_input(&mut model, at, value, shape.as_slice())?;
+    }
+    plan(model)
+}
+
+/// Source: onnx.proto3, `TensorProto.DataType`.
+fn datatype(onnx: i32) -> Option<Datatype> {
+    Some(match DataType::try_from(onnx).ok()? {
+        DataType::Bool => Datatype::Bool,
+        DataType::Uint8 => Datatype::Uint8,
+        DataType::Uint16 => Datatype::Uint16,
+        DataType::Uint32 => Datatype::Uint32,
+        DataType::Uint64 => Datatype::Uint64,
+        DataType::Int8 => Datatype::Int8,
+        DataType::Int16 => Datatype::Int16,
+        DataType::Int32 => Datatype::Int32,
+        DataType::Int64 => Datatype::Int64,
+        DataType::Float16 => Datatype::Fp16,
+        DataType::Float => Datatype::Fp32,
+        DataType::Double => Datatype::Fp64,
+        DataType::String => Datatype::Bytes,
+        _ => return None,
+    })
+}
