@@ -109,7 +109,6 @@ impl Client {
 
     /// Any method on the admin port.
     pub fn admin(&self, method: &str, path: &str, body: &Value) -> Result<Answer, ureq::Error> {
-        // A body that nobody reads would end the connection that the next call is sent on.
         let body = if body.is_null() { String::new() } else { body.to_string() };
         self.send(method, &format!("{}/v1{path}", self.admin), body.as_bytes(), &[])
     }
