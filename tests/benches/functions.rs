@@ -22,6 +22,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use modelhost_core::artifact::{Artifact, Digest};
 use modelhost_core::deployment::MemoryBudget;
 use modelhost_core::error::Error;
+use modelhost_core::graph::{Batching, GraphOptions};
 use modelhost_core::infer::{Deadline, InferRequest};
 use modelhost_core::ports::{BlobStore, BoxFuture, LoadedModel, ModelRuntime};
 use modelhost_core::tensor::{DType, Tensor};
@@ -70,6 +71,8 @@ impl Model {
             columns: [].into(),
             capabilities: Vec::new(),
             response_cache: false,
+            graphs: GraphOptions::default(),
+            batching: Batching::NONE,
             isolation: Some(isolation),
             limits: Limits::DEFAULT,
             examples: Vec::new(),

@@ -87,7 +87,7 @@ fn what_does_not_load_is_not_registered() {
     refused(
         &missing,
         400,
-        "runtime \"nope\" is not shipped with this host, which has [\"gbdt\", \"linear\", \"onnx-sandboxed\"]",
+        "runtime \"nope\" is not shipped with this host, which has [\"gbdt\", \"linear\", \"onnx\", \"onnx-sandboxed\"]",
     );
     assert_eq!(client.admin("GET", "/models/demo/bad", &serde_json::Value::Null).unwrap().status, 404);
 }

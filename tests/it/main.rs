@@ -14,6 +14,7 @@ mod csv;
 mod deployments;
 mod durability;
 mod faults;
+mod graphs;
 mod hostile;
 mod observe;
 mod overload;

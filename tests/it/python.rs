@@ -6,7 +6,7 @@ use modelhost_core::tensor::DType;
 use modelhost_tests::{Host, Package, components, root};
 
 /// The interpreter that has the clients; none, on a laptop without a network, skips the test.
-fn python() -> Option<Command> {
+pub(crate) fn python() -> Option<Command> {
     let Some(python) = std::env::var_os("MODELHOST_TEST_PYTHON") else {
         assert!(std::env::var_os("CI").is_none(), "CI must have the Python clients");
         println!("skipped: the Python clients could not be installed");

@@ -181,6 +181,12 @@ impl Package {
         Self { manifest, files: vec![("model.onnx".into(), file)] }
     }
 
+    /// A graph in the runtime that has the host evaluate it, with more manifest lines.
+    pub fn graph(file: Vec<u8>, manifest: &str) -> Self {
+        let head = "runtime = 'onnx'\nartifacts = ['model.onnx']\ncapabilities = ['wasi:nn']";
+        Self { manifest: format!("{head}\n{manifest}\n"), files: vec![("model.onnx".into(), file)] }
+    }
+
     /// The guest that misbehaves as `fault` says, with more manifest lines before its parameters.
     pub fn fault(fault: &str, manifest: &str) -> Self {
         let component = fs::read(components().join("tests/faults.wasm")).expect("the faults guest");

@@ -107,7 +107,8 @@ impl Bounds {
         match capabilities.iter().find(|asked| !self.capabilities.contains(asked)) {
             None => Ok(()),
             Some(asked) => Err(Error::invalid(format!(
-                "capabilities: deployment {name} does not allow {asked:?}; it allows {:?}, and an operator can allow more",
+                "capabilities: deployment {name} does not allow {asked:?}; it allows {:?}; an operator allows more with \
+                 `deployment update {name} --capability {asked}`",
                 self.capabilities
             ))),
         }

@@ -47,19 +47,7 @@ impl InferRequest {
     /// Brings the inputs into the signature's order, checked. Errors: invalid argument, naming the input that is
     /// missing, unknown, given twice, or of another datatype or shape; or the unknown output.
     pub fn conform(&mut self, signature: &Signature) -> Result<(), Error> {
-        for (at, spec) in signature.inputs.iter().enumerate() {
-            let found = self.inputs.iter().skip(at).position(|input| input.name() == spec.name);
-            let found = found.ok_or_else(|| Error::invalid(format!("input {:?} is missing", spec.name)))?;
-            self.inputs.swap(at, at + found);
-            if let Some(input) = self.inputs.get(at) {
-                spec.check("input", input)?;
-            }
-        }
-        if let Some(extra) = self.inputs.get(signature.inputs.len()) {
-            let twice = signature.inputs.iter().any(|spec| spec.name == extra.name());
-            let why = if twice { "is given twice" } else { "is not in the signature" };
-            return Err(Error::invalid(format!("input {:?} {why}", extra.name())));
-        }
+        conform_inputs(signature, &mut self.inputs)?;
         let known = |name: &String| signature.outputs.iter().any(|spec| spec.name == *name);
         match self.outputs.iter().find(|name| !known(name)) {
             Some(name) => Err(Error::invalid(format!("output {name:?} is not in the signature"))),
@@ -71,6 +59,25 @@ impl InferRequest {
     pub fn rows(&self) -> u64 {
         self.inputs.first().and_then(|input| input.shape().first().copied()).unwrap_or(1)
     }
+}
+
+/// Brings inputs into the signature's order, checked. Errors: invalid argument, naming the input that is missing, unknown, given
+/// twice, or of another datatype or shape.
+pub fn conform_inputs(signature: &Signature, inputs: &mut [Tensor]) -> Result<(), Error> {
+    for (at, spec) in signature.inputs.iter().enumerate() {
+        let found = inputs.iter().skip(at).position(|input| input.name() == spec.name);
+        let found = found.ok_or_else(|| Error::invalid(format!("input {:?} is missing", spec.name)))?;
+        inputs.swap(at, at + found);
+        if let Some(input) = inputs.get(at) {
+            spec.check("input", input)?;
+        }
+    }
+    if let Some(extra) = inputs.get(signature.inputs.len()) {
+        let twice = signature.inputs.iter().any(|spec| spec.name == extra.name());
+        let why = if twice { "is given twice" } else { "is not in the signature" };
+        return Err(Error::invalid(format!("input {:?} {why}", extra.name())));
+    }
+    Ok(())
 }
 
 /// Checks a model's answer against its signature, and leaves the outputs asked for, in the order asked.

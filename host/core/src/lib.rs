@@ -10,6 +10,10 @@ pub mod artifact;
 
 pub mod infer;
 
+pub mod batch;
+
+pub mod graph;
+
 pub mod version;
 
 pub mod deployment;

@@ -11,6 +11,7 @@ use crate::artifact::Digest;
 use crate::deployment::{DeploymentName, MemoryBudget};
 use crate::error::Error;
 use crate::event::{Comparison, DeploymentStatus, Prediction, Statistics, VersionUsage};
+use crate::graph::GraphStatus;
 use crate::infer::{Deadline, InferRequest};
 use crate::model::{ModelName, ModelVersion};
 use crate::tensor::Tensor;
@@ -49,6 +50,11 @@ pub trait LoadedModel: Send + Sync {
     /// What it holds and can hold of memory now: code, the snapshot's image, idle instances. The instances that answer are
     /// counted by the budget it was loaded with.
     fn footprint(&self) -> Footprint;
+
+    /// Its graphs, and what they did since it was loaded.
+    fn graphs(&self) -> Vec<GraphStatus> {
+        Vec::new()
+    }
 
     /// Ends instances that were not used for this long.
     fn shrink(&self, idle: Duration);

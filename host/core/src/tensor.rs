@@ -235,6 +235,29 @@ impl Tensor {
         Ok(Self { name, dtype, shape, data })
     }
 
+    /// A BYTES tensor of these elements. Errors: invalid argument, when there are not as many as `shape` announces, or one is 4 GiB long.
+    pub fn from_bytes_elements<'a>(
+        name: String,
+        shape: Vec<u64>,
+        elements: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<Self, Error> {
+        let mut data = Vec::new();
+        for element in elements {
+            let length = u32::try_from(element.len()).map_err(|_| {
+                Error::invalid(format!("tensor {name:?}: an element of {} bytes", element.len()))
+            })?;
+            data.extend_from_slice(&length.to_le_bytes());
+            data.extend_from_slice(element);
+        }
+        Self::new(name, DType::Bytes, shape, data.into())
+    }
+
+    /// The same, of another name.
+    #[must_use]
+    pub fn named(self, name: String) -> Self {
+        Self { name, ..self }
+    }
+
     /// The tensor's name.
     pub fn name(&self) -> &str {
         &self.name

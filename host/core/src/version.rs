@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::artifact::{Artifact, Digest};
 use crate::deployment::{Bounds, DeploymentName};
 use crate::error::Error;
+use crate::graph::{Batching, GraphOptions};
 use crate::infer::InferRequest;
 use crate::model::{ModelName, ModelVersion, Signature};
 use crate::routing::Policy;
@@ -53,6 +54,8 @@ pub struct Limits {
     pub queue: u32,
     /// All artifacts together, in bytes.
     pub artifact_bytes: u64,
+    /// Weights of its graphs, and the tensors that they evaluate, together, in bytes.
+    pub graph_bytes: u64,
 }
 
 impl Limits {
@@ -63,6 +66,7 @@ impl Limits {
         concurrency: 64,
         queue: 1024,
         artifact_bytes: 1 << 30,
+        graph_bytes: 4 << 30,
     };
 
     /// Each bound, or the cap where that is lower.
@@ -73,6 +77,7 @@ impl Limits {
             concurrency: self.concurrency.min(cap.concurrency),
             queue: self.queue.min(cap.queue),
             artifact_bytes: self.artifact_bytes.min(cap.artifact_bytes),
+            graph_bytes: self.graph_bytes.min(cap.graph_bytes),
         }
     }
 
@@ -86,6 +91,7 @@ impl Limits {
             ("concurrency", u64::from(self.concurrency), u64::from(cap.concurrency)),
             ("queue", u64::from(self.queue) + 1, u64::from(cap.queue) + 1),
             ("artifact_mib", self.artifact_bytes >> 20, cap.artifact_bytes >> 20),
+            ("graph_mib", self.graph_bytes >> 20, cap.graph_bytes >> 20),
         ] {
             if asked == 0 || asked > most {
                 return Err(Error::invalid(format!(
@@ -123,6 +129,10 @@ pub struct Package {
     pub capabilities: Vec<String>,
     /// Whether equal requests may be answered from the response cache.
     pub response_cache: bool,
+    /// How its graphs are evaluated.
+    pub graphs: GraphOptions,
+    /// How requests that wait are joined: in its graphs where it has any, else before the component.
+    pub batching: Batching,
     /// What the manifest asks for; `None` leaves it to what the component allows.
     pub isolation: Option<Isolation>,
     /// Checked against the operator's caps.

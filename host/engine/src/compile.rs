@@ -39,6 +39,8 @@ pub struct Config {
     pub keep_resident_bytes: usize,
     /// Reset only the pages that a request wrote (Linux 6.7 and later). `None`: where the kernel has it.
     pub pagemap_scan: Option<bool>,
+    /// How graphs are evaluated.
+    pub graphs: modelhost_nn::Config,
 }
 
 impl Config {
@@ -52,6 +54,7 @@ impl Config {
             load_deadline: Duration::from_secs(60),
             keep_resident_bytes: 1 << 20,
             pagemap_scan: None,
+            graphs: modelhost_nn::Config::default(),
         }
     }
 }

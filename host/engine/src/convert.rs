@@ -46,11 +46,48 @@ impl<'a> RequestParts<'a> {
 
 /// A guest's answer. Errors: plugin fault, on a tensor whose data disagrees with its shape.
 pub(crate) fn outputs(response: model::Response) -> Result<Vec<Tensor>, Error> {
-    let output = |tensor: types::TensorResult| {
-        Tensor::new(tensor.name, from_guest(tensor.datatype), tensor.shape, tensor.data.into())
+    let output = |output: types::TensorResult| {
+        tensor(output)
             .map_err(|error| Error::new(ErrorCode::PluginFault, format!("output {}", error.message)))
     };
     response.outputs.into_iter().map(output).collect()
+}
+
+/// A guest's tensor. Errors: invalid argument, when its data disagrees with its shape.
+pub(crate) fn tensor(tensor: types::TensorResult) -> Result<Tensor, Error> {
+    Tensor::new(tensor.name, from_guest(tensor.datatype), tensor.shape, tensor.data.into())
+}
+
+/// A tensor for a guest.
+pub(crate) fn guests_tensor(tensor: Tensor) -> types::TensorResult {
+    types::TensorResult {
+        name: tensor.name().to_owned(),
+        datatype: to_guest(tensor.dtype()),
+        shape: tensor.shape().to_vec(),
+        data: tensor.data().to_vec(),
+    }
+}
+
+/// A graph's signature for a guest.
+pub(crate) fn guests_signature(signature: &Signature) -> types::Signature {
+    let spec = |spec: &TensorSpec| types::TensorSpec {
+        name: spec.name.clone(),
+        datatype: to_guest(spec.dtype),
+        shape: spec.wire_shape(),
+        columns: Vec::new(),
+    };
+    types::Signature {
+        inputs: signature.inputs.iter().map(spec).collect(),
+        outputs: signature.outputs.iter().map(spec).collect(),
+    }
+}
+
+/// A failure for a guest, with the culprit.
+pub(crate) fn guests_error(error: Error) -> types::Error {
+    match error.code {
+        ErrorCode::InvalidArgument => types::Error::InvalidInput(error.message),
+        _ => types::Error::Model(error.message),
+    }
 }
 
 /// A guest's own error, with the culprit it names.

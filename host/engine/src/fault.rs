@@ -24,6 +24,11 @@ pub(crate) fn of_call(error: &wasmtime::Error, state: &State, limit_ms: u128) ->
     if error.is::<DeadlinePassed>() && state.stop.callers_passed() {
         return Error::new(ErrorCode::DeadlineExceeded, "the request's deadline passed while the plugin ran");
     }
+    if let Some(error) = error.downcast_ref::<Error>()
+        && error.code != ErrorCode::InvalidArgument
+    {
+        return error.clone(); // the host's own, from a call that the guest made
+    }
     if let Some(Refused::Deployment(refusal)) = &state.memory.refused {
         return refusal.clone();
     }

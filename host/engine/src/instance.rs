@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use modelhost_core::deployment::MemoryBudget;
 use modelhost_core::error::Error;
+use modelhost_core::graph::GraphStatus;
 use modelhost_core::infer::{Deadline, InferRequest, conform_outputs};
 use modelhost_core::model::Signature;
 use modelhost_core::ports::{BlobStore, BoxFuture, Footprint, LoadedModel};
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::{LoadReport, Package};
+use modelhost_nn::Graphs;
 use tokio::sync::Notify;
 use wasmtime::{Engine, Store};
 
@@ -157,7 +159,8 @@ impl Warm {
         let live = Live(Some(Arc::clone(&self.live)));
         let files = read_files(&*self.blobs, &self.package).await?;
         let stop = Stop::after(self.load_limit);
-        let store = State::store(&loaded.engine, loaded.memory_limit(), stop, Some(files));
+        let store =
+            State::store(&loaded.engine, loaded.memory_limit(), stop, Some(files), loaded.graphs.clone());
         let mut instance = Instance::start(&loaded.pre, store, self.load_limit).await?;
         instance.load(&self.package, self.load_limit).await?;
         let cost = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -188,6 +191,8 @@ pub(crate) struct Loaded {
     pub(crate) is_file: bool,
     pub(crate) limit: Duration,
     pub(crate) instances: Instances,
+    /// `None`: it may not have any.
+    pub(crate) graphs: Option<Arc<Graphs>>,
 }
 
 impl Loaded {
@@ -196,7 +201,7 @@ impl Loaded {
         let stop = Stop::after(self.limit).or_callers(deadline);
         let outputs = match &self.instances {
             Instances::Fresh => {
-                let store = State::store(&self.engine, self.memory_limit(), stop, None);
+                let store = State::store(&self.engine, self.memory_limit(), stop, None, self.graphs.clone());
                 let mut instance = Instance::start(&self.pre, store, self.limit).await?;
                 let outputs = instance.infer(request, self.limit).await;
                 self.note_memory(&instance);
@@ -250,10 +255,16 @@ impl LoadedModel for Loaded {
             }
         };
         Footprint {
-            bytes: self.code_bytes + idle_bytes,
+            bytes: self.code_bytes
+                + idle_bytes
+                + self.graphs.as_ref().map_or(0, |graphs| graphs.weight_bytes()),
             peak_instance_bytes: self.peak_bytes.load(Ordering::Relaxed),
             idle_instances,
         }
+    }
+
+    fn graphs(&self) -> Vec<GraphStatus> {
+        self.graphs.as_ref().map(|graphs| graphs.status()).unwrap_or_default()
     }
 
     fn shrink(&self, idle: Duration) {

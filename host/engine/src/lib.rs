@@ -10,6 +10,7 @@ mod compile;
 mod convert;
 mod examples;
 mod fault;
+mod graphs;
 mod instance;
 mod limits;
 mod load;
@@ -19,3 +20,4 @@ mod verify;
 
 pub use compile::Config;
 pub use load::Runtime;
+pub use modelhost_nn::Config as GraphConfig;

@@ -10,6 +10,7 @@ use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::Signature;
 use modelhost_core::ports::{BlobStore, BoxFuture, LoadedModel, ModelRuntime};
 use modelhost_core::version::{Isolation, LoadReport, Package};
+use modelhost_nn::Graphs;
 use tokio::sync::Semaphore;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Engine, error::Context as _};
@@ -38,6 +39,7 @@ pub struct Runtime {
     linker: Linker<State>,
     cache: Cache,
     blobs: Arc<dyn BlobStore>,
+    graphs: Arc<modelhost_nn::Runtime>,
     config: Config,
     compiling: Semaphore,
 }
@@ -53,6 +55,7 @@ impl Runtime {
             linker,
             cache,
             blobs,
+            graphs: modelhost_nn::Runtime::new(config.graphs.clone()),
             config,
             compiling: Semaphore::new(COMPILING_AT_ONCE),
         }))
@@ -67,16 +70,17 @@ impl Runtime {
         let _permit = self.compiling.acquire().await.map_err(|_| Error::internal("shutting down"))?;
         let wasm = self.blobs.read(&package.component).await?;
         let files = read_files(&*self.blobs, package).await?;
+        let graphs = self.open_graphs(package, &files)?;
         let isolation = known.map(|report| report.isolation).or(package.isolation);
         if isolation == Some(Isolation::Instance) {
             let note = known.and_then(|report| report.isolation_note.clone());
-            return self.load_warm(package, &wasm, files, note, memory).await;
+            return self.load_warm(package, &wasm, files, note, memory, graphs).await;
         }
-        match self.load_snapshot(package, &wasm, files.clone(), memory).await {
+        match self.load_snapshot(package, &wasm, files.clone(), memory, graphs.clone()).await {
             Err(NoSnapshot::Refused(why)) if isolation.is_none() => {
                 let note = format!("its component cannot be snapshot: {why}");
                 tracing::warn!(component = %package.component, note, "running in warm instances");
-                self.load_warm(package, &wasm, files, Some(note), memory).await
+                self.load_warm(package, &wasm, files, Some(note), memory, graphs).await
             }
             Err(NoSnapshot::Refused(why)) => Err(Error::new(
                 ErrorCode::PluginFault,
@@ -90,7 +94,7 @@ impl Runtime {
     }
 
     /// A version that was loaded before: its code is mapped from the cache and nothing runs.
-    fn find_compiled(
+    async fn find_compiled(
         &self,
         package: &Package,
         known: Option<&LoadReport>,
@@ -102,7 +106,12 @@ impl Runtime {
         let Some(code) = self.cache.find(&self.engine, self.snapshot_key(package)) else {
             return Ok(None);
         };
-        self.loaded(package, &code, report.clone(), Instances::Fresh, memory).map(Some)
+        let graphs = if may_have_graphs(package) {
+            self.open_graphs(package, &read_files(&*self.blobs, package).await?)?
+        } else {
+            None
+        };
+        self.loaded(package, &code, report.clone(), Instances::Fresh, memory, graphs).map(Some)
     }
 
     async fn load_snapshot(
@@ -111,6 +120,7 @@ impl Runtime {
         wasm: &Bytes,
         files: Files,
         memory: &Arc<MemoryBudget>,
+        graphs: Option<Arc<Graphs>>,
     ) -> Result<Loaded, NoSnapshot> {
         let mut wizer = Wizer::new();
         wizer.keep_init_func(true);
@@ -121,7 +131,7 @@ impl Runtime {
             self.cache.get_or_make(&self.engine, key, || compile::precompile(&self.engine, &instrumented))
         })?;
         let Scratch { mut instance, raw, signature } =
-            self.run_load(package, &code.component, files, memory).await?;
+            self.run_load(package, &code.component, files, memory, graphs.clone()).await?;
         // Reading the memory out calls into the component too, and must not end at the load's deadline.
         State::renew(&mut instance.store, Stop::after(SNAPSHOT_DEADLINE));
         let mut access = WasmtimeWizerComponent { store: &mut instance.store, instance: raw };
@@ -137,7 +147,7 @@ impl Runtime {
             })
         })?;
         let report = LoadReport { signature, isolation: Isolation::Request, isolation_note: None };
-        Ok(self.loaded(package, &code, report, Instances::Fresh, memory)?)
+        Ok(self.loaded(package, &code, report, Instances::Fresh, memory, graphs)?)
     }
 
     async fn load_warm(
@@ -147,17 +157,18 @@ impl Runtime {
         files: Files,
         note: Option<String>,
         memory: &Arc<MemoryBudget>,
+        graphs: Option<Arc<Graphs>>,
     ) -> Result<Loaded, Error> {
         let key = Key::new(&self.engine, "plain").with(package.component.to_string().as_bytes());
         let code = tokio::task::block_in_place(|| {
             self.cache.get_or_make(&self.engine, key, || compile::precompile(&self.engine, wasm))
         })?;
         let Scratch { instance, signature, .. } =
-            self.run_load(package, &code.component, files, memory).await?;
+            self.run_load(package, &code.component, files, memory, graphs.clone()).await?;
         let report = LoadReport { signature, isolation: Isolation::Instance, isolation_note: note };
         let warm = Warm::new(Arc::clone(&self.blobs), package.clone(), self.config.load_deadline);
         warm.add(instance);
-        self.loaded(package, &code, report, Instances::Warm(Box::new(warm)), memory)
+        self.loaded(package, &code, report, Instances::Warm(Box::new(warm)), memory, graphs)
     }
 
     /// Verifies, then runs `load` in a scratch instance.
@@ -167,12 +178,13 @@ impl Runtime {
         component: &Component,
         files: Files,
         memory: &Arc<MemoryBudget>,
+        graphs: Option<Arc<Graphs>>,
     ) -> Result<Scratch, Error> {
         verify::verify(&self.engine, component, &package.capabilities)?;
         let limit = self.config.load_deadline;
         let pre = self.link(component)?;
         let memory = MemoryLimit::new(package.limits.memory_bytes, memory);
-        let store = State::store(&self.engine, memory, Stop::after(limit), Some(files));
+        let store = State::store(&self.engine, memory, Stop::after(limit), Some(files), graphs);
         let (mut instance, raw) = start_with_raw(&pre, store, limit).await?;
         let signature = instance.load(package, limit).await.map_err(|error| in_step("load", error))?;
         Ok(Scratch { instance, raw, signature })
@@ -185,6 +197,7 @@ impl Runtime {
         report: LoadReport,
         instances: Instances,
         memory: &Arc<MemoryBudget>,
+        graphs: Option<Arc<Graphs>>,
     ) -> Result<Loaded, Error> {
         Ok(Loaded {
             engine: self.engine.clone(),
@@ -197,7 +210,17 @@ impl Runtime {
             is_file: code.is_file,
             limit: package.limits.deadline,
             instances,
+            graphs,
         })
+    }
+
+    /// The version's graphs, if it may have any. Errors: invalid argument, plugin fault, too large; each names the file.
+    fn open_graphs(&self, package: &Package, files: &Files) -> Result<Option<Arc<Graphs>>, Error> {
+        if !may_have_graphs(package) {
+            return Ok(None);
+        }
+        let open = || self.graphs.open(&package.graphs, package.batching, package.limits.graph_bytes, files);
+        Ok(Some(Arc::new(tokio::task::block_in_place(open)?)))
     }
 
     fn link(&self, component: &Component) -> Result<RuntimePre<State>, Error> {
@@ -230,7 +253,7 @@ impl ModelRuntime for Runtime {
     ) -> BoxFuture<'a, Result<Arc<dyn LoadedModel>, Error>> {
         Box::pin(async move {
             // The same bytes passed their examples when they were compiled.
-            if let Some(loaded) = self.find_compiled(package, known, memory)? {
+            if let Some(loaded) = self.find_compiled(package, known, memory).await? {
                 return Ok(Arc::new(loaded) as Arc<dyn LoadedModel>);
             }
             let loaded: Arc<dyn LoadedModel> = Arc::new(self.load_package(package, known, memory).await?);
@@ -239,6 +262,11 @@ impl ModelRuntime for Runtime {
             Ok(loaded)
         })
     }
+}
+
+/// Whether it was granted `wasi:nn`.
+fn may_have_graphs(package: &Package) -> bool {
+    package.capabilities.iter().any(|capability| verify::covers(capability, verify::GRAPHS))
 }
 
 /// An instance whose `load` has run.

@@ -1,9 +1,11 @@
 //! The host's side of one instance: what a guest reaches through its imports. Lives as long as its store.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use modelhost_core::infer::Deadline;
+use modelhost_nn::Graphs;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::random::Deterministic;
@@ -13,6 +15,7 @@ use crate::bindings::Runtime;
 use crate::bindings::modelhost::inference::{artifacts, logging, types};
 use crate::compile::EPOCH;
 use crate::fault::DeadlinePassed;
+use crate::graphs::GraphState;
 use crate::limits::MemoryLimit;
 
 /// Log lines that one call may write, and bytes of each.
@@ -50,6 +53,18 @@ impl Stop {
         if self.slices == 0 { Err(DeadlinePassed) } else { Ok(()) }
     }
 
+    /// When that is, should it wait for the host from `now` on: what it waits is its own time.
+    pub(crate) fn at(&self, now: Instant) -> Instant {
+        let left = u64::try_from(self.slices.saturating_mul(EPOCH.as_nanos())).unwrap_or(u64::MAX);
+        let own = now.checked_add(Duration::from_nanos(left));
+        [own, self.caller].into_iter().flatten().min().unwrap_or(now)
+    }
+
+    /// It waited so long for the host.
+    pub(crate) fn spend(&mut self, time: Duration) {
+        self.slices = self.slices.saturating_sub(time.as_nanos() / EPOCH.as_nanos()).max(1);
+    }
+
     /// Whether the caller waits no longer.
     pub(crate) fn callers_passed(&self) -> bool {
         self.caller.is_some_and(|caller| Instant::now() >= caller)
@@ -67,6 +82,7 @@ pub(crate) struct State {
     /// The last line logged as an error: a panic's message, for the fault's text.
     pub(crate) last_error: Option<String>,
     log_lines: u32,
+    pub(crate) graphs: GraphState,
     /// Made when the guest first asks for it: most never do.
     wasi: Option<Box<(WasiCtx, ResourceTable)>>,
 }
@@ -78,8 +94,10 @@ impl State {
         memory: MemoryLimit,
         stop: Stop,
         files: Option<Files>,
+        graphs: Option<Arc<Graphs>>,
     ) -> Store<Self> {
-        let state = Self { memory, stop, files, last_error: None, log_lines: 0, wasi: None };
+        let graphs = GraphState::new(graphs);
+        let state = Self { memory, stop, files, last_error: None, log_lines: 0, graphs, wasi: None };
         let mut store = Store::new(engine, state);
         store.limiter(|state| &mut state.memory);
         store.epoch_deadline_callback(|mut context| {

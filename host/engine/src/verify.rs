@@ -6,8 +6,10 @@ use wasmtime::component::Component;
 
 /// Interfaces that grant nothing here: they are linked to an empty world. A guest built for `wasm32-wasip2` imports
 /// most of them whether it uses them or not.
-const HARMLESS: [&str; 7] = [
-    "modelhost:inference/",
+const HARMLESS: [&str; 9] = [
+    "modelhost:inference/artifacts",
+    "modelhost:inference/logging",
+    "modelhost:inference/types",
     "wasi:cli/",
     "wasi:clocks/",
     "wasi:filesystem/",
@@ -15,6 +17,12 @@ const HARMLESS: [&str; 7] = [
     "wasi:random/",
     "wasi:sockets/network",
 ];
+
+/// Our interface for graphs, which the capability for the standard's grants too.
+const OWN_GRAPHS: &str = "modelhost:inference/graphs";
+
+/// The standard's interface for graphs.
+pub(crate) const GRAPHS: &str = "wasi:nn/graph";
 
 /// The interface that a runtime must export.
 const MODEL: &str = "modelhost:inference/model@0.1.0";
@@ -24,6 +32,7 @@ const MODEL: &str = "modelhost:inference/model@0.1.0";
 pub(crate) fn verify(engine: &Engine, component: &Component, granted: &[String]) -> Result<(), Error> {
     let ty = component.component_type();
     for (import, _) in ty.imports(engine) {
+        let import = if import.starts_with(OWN_GRAPHS) { GRAPHS } else { import };
         let harmless = HARMLESS.iter().any(|known| import.starts_with(known));
         if !harmless && !granted.iter().any(|grant| covers(grant, import)) {
             return Err(Error::invalid(format!(
@@ -40,7 +49,7 @@ pub(crate) fn verify(engine: &Engine, component: &Component, granted: &[String])
 }
 
 /// Whether `grant` (`wasi:nn` or `wasi:nn/graph@0.2.0`) covers this import.
-fn covers(grant: &str, import: &str) -> bool {
+pub(crate) fn covers(grant: &str, import: &str) -> bool {
     import.strip_prefix(grant).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '@']))
 }
 

@@ -5,6 +5,7 @@
 #[cfg(test)]
 use bytes::Bytes;
 use modelhost_core::artifact::Digest;
+use modelhost_core::graph::{Batching, GraphOptions};
 use modelhost_core::model::{ModelName, ModelVersion, Signature};
 #[cfg(test)]
 use modelhost_core::tensor::Tensor;
@@ -50,6 +51,8 @@ pub(crate) fn version() -> Version {
             columns: [].into(),
             capabilities: Vec::new(),
             response_cache: false,
+            graphs: GraphOptions::default(),
+            batching: Batching::NONE,
             isolation: None,
             limits: Limits::DEFAULT,
             examples: Vec::new(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use modelhost_core::artifact::{Artifact, Digest};
 use modelhost_core::error::Error;
+use modelhost_core::graph::{Backend, Batching, GraphOptions, Target};
 use modelhost_core::infer::InferRequest;
 use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor};
 use modelhost_core::version::{Card, Example, Isolation, Limits, Package};
@@ -34,6 +35,9 @@ pub struct Manifest {
     /// Imports asked for beyond the harmless ones.
     #[serde(default)]
     pub capabilities: Vec<String>,
+    #[serde(default)]
+    graphs: GraphKeys,
+    batching: Option<BatchingKeys>,
     #[serde(default)]
     limits: LimitKeys,
     /// For the runtime.
@@ -104,6 +108,43 @@ struct LimitKeys {
     concurrency: Option<u32>,
     queue: Option<u32>,
     artifact_mib: Option<u64>,
+    graph_mib: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct GraphKeys {
+    backend: BackendKey,
+    target: TargetKey,
+    device: u32,
+    threads: Option<u32>,
+    sessions: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum BackendKey {
+    #[default]
+    Auto,
+    Tract,
+    OnnxRuntime,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TargetKey {
+    Auto,
+    #[default]
+    Cpu,
+    Gpu,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BatchingKeys {
+    max_batch: u32,
+    #[serde(default)]
+    max_delay_us: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -174,6 +215,8 @@ impl Manifest {
                 IsolationKey::Instance => Isolation::Instance,
             }),
             response_cache: self.response_cache,
+            graphs: self.graphs.options()?,
+            batching: self.batching.as_ref().map_or(Ok(Batching::NONE), BatchingKeys::batching)?,
             limits,
             examples: self.examples.iter().map(ExampleKeys::example).collect::<Result<_, _>>()?,
         })
@@ -199,7 +242,40 @@ impl Manifest {
             concurrency: asked.concurrency.unwrap_or(default.concurrency),
             queue: asked.queue.unwrap_or(default.queue),
             artifact_bytes: mib(asked.artifact_mib, default.artifact_bytes),
+            graph_bytes: mib(asked.graph_mib, default.graph_bytes),
         }
+    }
+}
+
+impl GraphKeys {
+    fn options(&self) -> Result<GraphOptions, Error> {
+        let default = GraphOptions::default();
+        let options = GraphOptions {
+            backend: match self.backend {
+                BackendKey::Auto => Backend::Auto,
+                BackendKey::Tract => Backend::Tract,
+                BackendKey::OnnxRuntime => Backend::OnnxRuntime,
+            },
+            target: match self.target {
+                TargetKey::Auto => Target::Auto,
+                TargetKey::Cpu => Target::Cpu,
+                TargetKey::Gpu => Target::Gpu,
+            },
+            device: self.device,
+            threads: self.threads.unwrap_or(default.threads),
+            sessions: self.sessions,
+        };
+        options.check()?;
+        Ok(options)
+    }
+}
+
+impl BatchingKeys {
+    fn batching(&self) -> Result<Batching, Error> {
+        let max_delay = Duration::from_micros(self.max_delay_us);
+        let batching = Batching { max_batch: self.max_batch, max_delay };
+        batching.check()?;
+        Ok(batching)
     }
 }
 

@@ -66,6 +66,11 @@ pub struct Config {
     pub keep_resident_bytes: usize,
     /// Whether to reset only the pages that a request wrote. Default: where the kernel can.
     pub pagemap_scan: Option<bool>,
+    /// ONNX Runtime: its library, a folder that holds it, or a Python environment with the package `onnxruntime`. Default:
+    /// `MODELHOST_ONNXRUNTIME`, `ORT_DYLIB_PATH`, the active Python environment, or the system's library folders.
+    pub onnxruntime: Option<PathBuf>,
+    /// Threads that evaluate graphs. Default: one a core.
+    pub graph_threads: Option<usize>,
     /// What a manifest may ask for at most.
     pub limits: LimitCaps,
     /// Threads that serve. Default: one a core.
@@ -86,6 +91,8 @@ pub struct LimitCaps {
     pub queue: u32,
     /// Artifacts of one version together.
     pub artifact_mib: u64,
+    /// Weights and tensors of one version's graphs together.
+    pub graph_mib: u64,
     /// Run time of a version's `load`.
     pub load_deadline_ms: u64,
 }
@@ -98,6 +105,7 @@ impl Default for LimitCaps {
             concurrency: 1000,
             queue: 65_536,
             artifact_mib: 16 << 10,
+            graph_mib: 16 << 10,
             load_deadline_ms: 60_000,
         }
     }
@@ -131,6 +139,8 @@ impl Default for Config {
             deployments: BTreeMap::new(),
             keep_resident_bytes: 1 << 20,
             pagemap_scan: None,
+            onnxruntime: None,
+            graph_threads: None,
             limits: LimitCaps::default(),
             threads: None,
         }
@@ -155,8 +165,14 @@ impl Config {
                 self.admin_listen
             )));
         }
-        if self.instances == 0 || self.max_connections == 0 || self.threads == Some(0) {
-            return Err(Error::invalid("instances, max_connections and threads must be at least 1"));
+        if self.instances == 0
+            || self.max_connections == 0
+            || self.threads == Some(0)
+            || self.graph_threads == Some(0)
+        {
+            return Err(Error::invalid(
+                "instances, max_connections, threads and graph_threads must be at least 1",
+            ));
         }
         Ok(())
     }
@@ -187,6 +203,7 @@ impl Config {
             concurrency: self.limits.concurrency,
             queue: self.limits.queue,
             artifact_bytes: self.limits.artifact_mib << 20,
+            graph_bytes: self.limits.graph_mib << 20,
         }
     }
 
@@ -199,7 +216,13 @@ impl Config {
             load_deadline: Duration::from_millis(self.limits.load_deadline_ms),
             keep_resident_bytes: self.keep_resident_bytes,
             pagemap_scan: self.pagemap_scan,
+            graphs: self.graphs(),
         }
+    }
+
+    /// How graphs are evaluated. Settings of the engine, because a graph is evaluated for a version's component.
+    fn graphs(&self) -> modelhost_engine::GraphConfig {
+        modelhost_engine::GraphConfig { onnxruntime: self.onnxruntime.clone(), threads: self.graph_threads }
     }
 
     pub(crate) fn runtimes_dir(&self) -> PathBuf {

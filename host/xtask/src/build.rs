@@ -9,12 +9,14 @@ use crate::guest_target;
 use crate::sh::{cargo, run, target_dir};
 
 /// Guest packages and the name of the component that each becomes.
-const GUESTS: [(&str, &str); 5] = [
+const GUESTS: [(&str, &str); 7] = [
     ("modelhost-plugin-gbdt", "runtimes/gbdt.wasm"),
     ("modelhost-plugin-linear", "runtimes/linear.wasm"),
+    ("modelhost-plugin-onnx", "runtimes/onnx.wasm"),
     ("modelhost-plugin-onnx-sandboxed", "runtimes/onnx-sandboxed.wasm"),
     ("example-custom-model", "examples/custom-model.wasm"),
     ("guest-faults", "tests/faults.wasm"),
+    ("guest-wasi-nn", "tests/wasi-nn.wasm"),
 ];
 
 /// Builds every guest with SIMD; returns the folder that holds them, `runtimes/` among them.
@@ -44,7 +46,7 @@ pub(crate) fn release() -> Result<PathBuf> {
     let components = guests()?;
     run(cargo().args(["build", "--release", "--package", "modelhost-cli"]))?;
     let release = target_dir().join("release");
-    for runtime in ["gbdt.wasm", "linear.wasm", "onnx-sandboxed.wasm"] {
+    for runtime in ["gbdt.wasm", "linear.wasm", "onnx.wasm", "onnx-sandboxed.wasm"] {
         place(&components.join("runtimes").join(runtime), &release.join("runtimes").join(runtime))?;
     }
     Ok(release.join("modelhost"))

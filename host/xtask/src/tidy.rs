@@ -9,9 +9,11 @@ use serde_json::Value;
 use crate::sh::{cargo, output, root};
 
 /// Workspace crates that each host crate may depend on.
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     ("modelhost-core", &[]),
-    ("modelhost-engine", &["modelhost-core"]),
+    ("modelhost-onnx", &["modelhost-core"]),
+    ("modelhost-nn", &["modelhost-core", "modelhost-onnx"]),
+    ("modelhost-engine", &["modelhost-core", "modelhost-nn"]),
     ("modelhost-registry", &["modelhost-core"]),
     ("modelhost-serving", &["modelhost-core"]),
     ("modelhost-protocol", &["modelhost-core"]),

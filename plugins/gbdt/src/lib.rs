@@ -15,7 +15,7 @@ mod ubjson;
 mod xgboost;
 
 use modelhost_sdk::{
-    Column, Config, Datatype, Error, Model, Request, Signature, Tensor, TensorSpec, artifact, artifact_names,
+    Column, Config, Datatype, Error, Model, Request, Signature, Tensor, TensorSpec, artifact,
 };
 
 pub use trees::{Ensemble, Output};
@@ -39,11 +39,8 @@ pub struct Gbdt(Ensemble);
 
 impl Model for Gbdt {
     fn load(config: &Config) -> Result<(Self, Signature), Error> {
-        let names = artifact_names();
-        let name = config.parameter("model").or(names.first().map(String::as_str));
-        let name =
-            name.ok_or_else(|| Error::Model("no artifact: the gbdt runtime reads one model file".into()))?;
-        let ensemble = parse(&artifact(name)?).map_err(|why| Error::Model(format!("{name}: {why}")))?;
+        let name = config.model_file()?;
+        let ensemble = parse(&artifact(&name)?).map_err(|why| Error::Model(format!("{name}: {why}")))?;
         let columns = columns(&ensemble, config)?;
         let shape: &[i64] = match ensemble.output() {
             Output::Probabilities => &[-1, ensemble.groups() as i64],

@@ -7,17 +7,14 @@
 
 mod model;
 
-use modelhost_sdk::{Config, Error, Model, Request, Signature, Tensor, artifact, artifact_names};
+use modelhost_sdk::{Config, Error, Model, Request, Signature, Tensor, artifact};
 
 pub use model::Linear;
 
 impl Model for Linear {
     fn load(config: &Config) -> Result<(Self, Signature), Error> {
-        let names = artifact_names();
-        let name = config.parameter("model").or(names.first().map(String::as_str));
-        let name =
-            name.ok_or_else(|| Error::Model("no artifact: the linear runtime reads one JSON file".into()))?;
-        let model = Self::parse(&artifact(name)?).map_err(|why| Error::Model(format!("{name}: {why}")))?;
+        let name = config.model_file()?;
+        let model = Self::parse(&artifact(&name)?).map_err(|why| Error::Model(format!("{name}: {why}")))?;
         let signature = model.signature(config)?;
         Ok((model, signature))
     }

@@ -3,12 +3,10 @@
 //!
 //! The signature is the graph's. The artifact is the manifest's only one, or the one that `[parameters] model` names.
 
-mod element;
-mod graph;
-
-use modelhost_sdk::{Config, Error, Model, Request, Signature, Tensor, artifact, artifact_names};
-
-pub use graph::Graph;
+use modelhost_core::error::ErrorCode;
+use modelhost_core::tensor::{DType, Tensor as Value, TensorSpec as Spec};
+use modelhost_onnx::Graph;
+use modelhost_sdk::{Config, Datatype, Error, Model, Request, Signature, Tensor, TensorSpec, artifact};
 
 /// A graph and the names of its inputs, in its order.
 pub struct Onnx {
@@ -18,24 +16,71 @@ pub struct Onnx {
 
 impl Model for Onnx {
     fn load(config: &Config) -> Result<(Self, Signature), Error> {
-        let names = artifact_names();
-        let name = config.parameter("model").or(names.first().map(String::as_str));
-        let name =
-            name.ok_or_else(|| Error::Model("no artifact: this runtime reads one ONNX file".into()))?;
-        let graph = Graph::parse(&artifact(name)?).map_err(|why| Error::Model(format!("{name}: {why}")))?;
+        let name = config.model_file()?;
+        let graph = Graph::parse(&artifact(&name)?).map_err(|why| Error::Model(format!("{name}: {why}")))?;
         let signature = graph.signature();
+        let specs = |specs: &[Spec]| specs.iter().map(spec).collect();
         let inputs = signature.inputs.iter().map(|spec| spec.name.clone()).collect();
+        let signature = Signature { inputs: specs(&signature.inputs), outputs: specs(&signature.outputs) };
         Ok((Self { graph, inputs }, signature))
     }
 
     fn infer(&self, request: &Request) -> Result<Vec<Tensor>, Error> {
-        let inputs: Vec<_> = self.inputs.iter().map(|name| request.input(name)).collect::<Result<_, _>>()?;
-        self.graph.run(&inputs)
+        let inputs = self.inputs.iter().map(|name| value(request.input(name)?));
+        let outputs = self.graph.run(&inputs.collect::<Result<Vec<_>, _>>()?).map_err(error)?;
+        Ok(outputs.iter().map(tensor).collect())
     }
 }
 
+fn spec(spec: &Spec) -> TensorSpec {
+    TensorSpec::new(&spec.name, datatype(spec.dtype), &spec.wire_shape())
+}
+
+fn value(tensor: &Tensor) -> Result<Value, Error> {
+    let Tensor { name, datatype, shape, data } = tensor.clone();
+    Value::new(name, dtype(datatype), shape, data.into()).map_err(error)
+}
+
+fn tensor(value: &Value) -> Tensor {
+    Tensor {
+        name: value.name().to_owned(),
+        datatype: datatype(value.dtype()),
+        shape: value.shape().to_vec(),
+        data: value.data().to_vec(),
+    }
+}
+
+fn error(error: modelhost_core::error::Error) -> Error {
+    match error.code {
+        ErrorCode::InvalidArgument => Error::InvalidInput(error.message),
+        _ => Error::Model(error.message),
+    }
+}
+
+/// The same list in the contract's words.
+fn datatype(dtype: DType) -> Datatype {
+    DATATYPES.iter().find(|(known, _)| *known == dtype).map_or(Datatype::Bytes, |(_, datatype)| *datatype)
+}
+
+fn dtype(datatype: Datatype) -> DType {
+    DATATYPES.iter().find(|(_, known)| *known == datatype).map_or(DType::Bytes, |(dtype, _)| *dtype)
+}
+
+const DATATYPES: [(DType, Datatype); 13] = [
+    (DType::Bool, Datatype::Bool),
+    (DType::Uint8, Datatype::Uint8),
+    (DType::Uint16, Datatype::Uint16),
+    (DType::Uint32, Datatype::Uint32),
+    (DType::Uint64, Datatype::Uint64),
+    (DType::Int8, Datatype::Int8),
+    (DType::Int16, Datatype::Int16),
+    (DType::Int32, Datatype::Int32),
+    (DType::Int64, Datatype::Int64),
+    (DType::Fp16, Datatype::Fp16),
+    (DType::Bf16, Datatype::Bf16),
+    (DType::Fp32, Datatype::Fp32),
+    (DType::Fp64, Datatype::Fp64),
+];
+
 #[cfg(target_family = "wasm")]
 modelhost_sdk::export!(Onnx);
-
-#[cfg(test)]
-mod tests;

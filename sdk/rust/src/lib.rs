@@ -35,11 +35,17 @@ pub mod bindings {
     wit_bindgen::generate!({
         path: "../../wit",
         world: "runtime",
+        generate_all,
         pub_export_macro: true,
         export_macro_name: "export_component",
         default_bindings_module: "modelhost_sdk::bindings",
     });
 }
+
+/// Graphs that the host evaluates, with every datatype. Needs the capability `wasi:nn`.
+pub use bindings::modelhost::inference::graphs;
+/// The standard's interface to the same graphs. Needs the capability `wasi:nn`.
+pub use bindings::wasi::nn;
 
 pub use bindings::exports::modelhost::inference::model::{LoadConfig as Config, Request};
 pub use bindings::modelhost::inference::logging::{Level, log};
@@ -127,6 +133,15 @@ pub fn artifact_names() -> Vec<String> {
 }
 
 impl Config {
+    /// The name of the file that holds the model: what `[parameters] model` says, or the manifest's first artifact. Only while
+    /// `load` runs. Errors: there is none.
+    pub fn model_file(&self) -> Result<String, Error> {
+        let named = self.parameter("model").map(str::to_owned);
+        named
+            .or_else(|| artifact_names().into_iter().next())
+            .ok_or_else(|| Error::Model("no artifact: the manifest names no model file".into()))
+    }
+
     /// The value of the manifest's `[parameters]` entry `name`.
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())

@@ -1,6 +1,7 @@
 //! Nothing of one request reaches the next, whatever way the pool resets its slots.
 
 use modelhost_core::artifact::Digest;
+use modelhost_core::graph::{Batching, GraphOptions};
 use modelhost_core::ports::ModelRuntime;
 use modelhost_core::tensor::{DType, TensorSpec};
 use modelhost_core::version::{Isolation, Limits};
@@ -32,6 +33,8 @@ fn package() -> Package {
         columns: [].into(),
         capabilities: Vec::new(),
         response_cache: false,
+        graphs: GraphOptions::default(),
+        batching: Batching::NONE,
         isolation: Some(Isolation::Request),
         limits: Limits::DEFAULT,
         examples: Vec::new(),
@@ -56,6 +59,7 @@ fn loaded(config: &Config, instances: Instances) -> Arc<Loaded> {
         is_file: false,
         limit: Duration::from_secs(10),
         instances,
+        graphs: None,
     })
 }
 
@@ -114,7 +118,8 @@ fn a_warm_instance_finds_what_it_left() {
     let config = Config { instances: 4, ..Config::new(dir.path().to_owned()) };
     let loaded = loaded(&config, Instances::Warm(Box::new(warm)));
     run(async {
-        let store = State::store(&loaded.engine, loaded.memory_limit(), Stop::after(loaded.limit), None);
+        let store =
+            State::store(&loaded.engine, loaded.memory_limit(), Stop::after(loaded.limit), None, None);
         let instance = Instance::start(&loaded.pre, store, loaded.limit).await.unwrap();
         let Instances::Warm(warm) = &loaded.instances else { unreachable!() };
         warm.add(instance);

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use modelhost_sdk::{Datatype, Error, Signature, Tensor, TensorSpec};
+use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::model::Signature;
+use modelhost_core::tensor::{DType, Tensor, TensorSpec};
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::dimension;
 use tract_onnx::pb::{GraphProto, ValueInfoProto, type_proto};
@@ -22,7 +24,7 @@ pub struct Graph {
 /// One input or output of the graph.
 struct Value {
     name: String,
-    datatype: Datatype,
+    dtype: DType,
     dims: Vec<Dim>,
 }
 
@@ -74,7 +76,7 @@ impl Graph {
         Ok(Self { inputs, outputs, symbols, plan })
     }
 
-    /// What it takes and gives; a dimension without a fixed size is -1.
+    /// What it takes and gives; a dimension without a fixed size is open.
     pub fn signature(&self) -> Signature {
         let specs = |values: &[Value]| values.iter().map(Value::spec).collect();
         Signature { inputs: specs(&self.inputs), outputs: specs(&self.outputs) }
@@ -82,7 +84,7 @@ impl Graph {
 
     /// Evaluates it for these inputs, which agree with the signature. Errors: the caller's, where dimensions of one name differ;
     /// the model's otherwise.
-    pub fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Error> {
+    pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
         let sizes = self.sizes(inputs)?;
         let values = inputs.iter().map(|tensor| element::read(tensor).map(IntoTValue::into_tvalue));
         let values: TVec<TValue> = values.collect::<Result<_, _>>()?;
@@ -90,35 +92,52 @@ impl Graph {
             Plan::Any(plan) => plan.run(values),
             Plan::PerShape(model) => {
                 let shapes: Vec<_> = values.iter().map(|value| value.shape().to_vec()).collect();
-                plan_for(model, &self.inputs, &shapes).map_err(Error::Model)?.run(values)
+                plan_for(model, &self.inputs, &shapes).map_err(fault)?.run(values)
             }
         };
-        let answers = answers.map_err(|error| Error::Model(format!("{error:#}")))?;
+        let answers = answers.map_err(|error| fault(format!("{error:#}")))?;
         let named = self.outputs.iter().zip(&answers);
-        named.map(|(value, answer)| element::write(&value.name, value.datatype, answer, &sizes)).collect()
+        named.map(|(value, answer)| element::write(&value.name, value.dtype, answer, &sizes)).collect()
     }
 
-    /// The size of every named dimension in this request. Errors: the caller's, when two of one name differ: tract would compute
-    /// with the first.
-    fn sizes(&self, inputs: &[&Tensor]) -> Result<SymbolValues, Error> {
+    /// The size of every named dimension in this request. Errors: the caller's.
+    fn sizes(&self, inputs: &[Tensor]) -> Result<SymbolValues, Error> {
+        check_names(inputs, |at| self.inputs.get(at).into_iter().flat_map(Value::names))?;
         let mut sizes = SymbolValues::default();
         for (value, tensor) in self.inputs.iter().zip(inputs) {
-            for (dim, came) in value.dims.iter().zip(&tensor.shape) {
-                let Dim::Named(name) = dim else { continue };
-                let (symbol, came) = (self.symbols.sym(name), i64::try_from(*came).unwrap_or(i64::MAX));
-                match sizes.get(&symbol) {
-                    Some(size) if size != came => {
-                        return Err(Error::InvalidInput(format!(
-                            "input {:?}: its dimension {name:?} is {came}, and {size} in another input",
-                            value.name
-                        )));
-                    }
-                    _ => sizes.set(&symbol, came),
+            for (name, came) in value.names().zip(tensor.shape()) {
+                if let Some(name) = name {
+                    sizes.set(&self.symbols.sym(name), i64::try_from(*came).unwrap_or(i64::MAX));
                 }
             }
         }
         Ok(sizes)
     }
+}
+
+/// Whether dimensions of one name have one size in a request; `names` tells those of an input, `None` for a dimension without.
+/// Errors: invalid argument, when two of one name differ: a backend would compute with the first.
+pub fn check_names<'a, Names: Iterator<Item = Option<&'a str>>>(
+    inputs: &[Tensor],
+    names: impl Fn(usize) -> Names,
+) -> Result<(), Error> {
+    let mut sizes: Vec<(&str, u64)> = Vec::new();
+    for (at, tensor) in inputs.iter().enumerate() {
+        for (name, came) in names(at).zip(tensor.shape()) {
+            let Some(name) = name else { continue };
+            match sizes.iter().find(|(known, _)| *known == name) {
+                None => sizes.push((name, *came)),
+                Some((_, size)) if size == came => {}
+                Some((_, size)) => {
+                    return Err(Error::invalid(format!(
+                        "input {:?}: its dimension {name:?} is {came}, and {size} in another input",
+                        tensor.name()
+                    )));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Value {
@@ -129,7 +148,7 @@ impl Value {
         else {
             return Err(format!("{kind} {name:?} is no tensor"));
         };
-        let datatype = datatype(tensor.elem_type)
+        let dtype = dtype(tensor.elem_type)
             .ok_or_else(|| format!("{kind} {name:?}: ONNX datatype {} is not served", tensor.elem_type))?;
         let shape = tensor.shape.as_ref().ok_or_else(|| format!("{kind} {name:?} has no shape"))?;
         let dims = shape.dim.iter().enumerate().map(|(at, dim)| match &dim.value {
@@ -140,16 +159,27 @@ impl Value {
             _ => Ok(Dim::Named(format!("{name}.{at}"))),
         });
         let dims = dims.collect::<Result<_, _>>()?;
-        Ok(Self { name, datatype, dims })
+        Ok(Self { name, dtype, dims })
+    }
+
+    fn names(&self) -> impl Iterator<Item = Option<&str>> {
+        self.dims.iter().map(|dim| match dim {
+            Dim::Fixed(_) => None,
+            Dim::Named(name) => Some(name.as_str()),
+        })
     }
 
     fn spec(&self) -> TensorSpec {
         let size = |dim: &Dim| match dim {
-            Dim::Fixed(size) => i64::try_from(*size).unwrap_or(i64::MAX),
-            Dim::Named(_) => -1,
+            Dim::Fixed(size) => Some(*size as u64),
+            Dim::Named(_) => None,
         };
-        let shape: Vec<i64> = self.dims.iter().map(size).collect();
-        TensorSpec::new(&self.name, self.datatype, &shape)
+        TensorSpec {
+            name: self.name.clone(),
+            dtype: self.dtype,
+            shape: self.dims.iter().map(size).collect(),
+            columns: [].into(),
+        }
     }
 
     fn shape(&self, symbols: &SymbolScope) -> TVec<TDim> {
@@ -169,6 +199,10 @@ impl Value {
     }
 }
 
+fn fault(why: String) -> Error {
+    Error::new(ErrorCode::PluginFault, why)
+}
+
 /// The inputs that a caller feeds: initializers may be listed among the inputs too.
 fn fed(graph: &GraphProto) -> impl Iterator<Item = &ValueInfoProto> {
     graph.input.iter().filter(|input| graph.initializer.iter().all(|given| given.name != input.name))
@@ -180,7 +214,7 @@ fn set_input(
     value: &Value,
     shape: impl Into<ShapeFactoid>,
 ) -> Result<(), String> {
-    let fact = InferenceFact::dt_shape(element::datum(value.datatype), shape);
+    let fact = InferenceFact::dt_shape(element::datum(value.dtype), shape);
     model.set_input_fact(at, fact).map_err(|error| format!("input {:?}: {error:#}", value.name))
 }
 
@@ -201,21 +235,21 @@ fn plan_for(
 }
 
 /// Source: onnx.proto3, `TensorProto.DataType`.
-fn datatype(onnx: i32) -> Option<Datatype> {
+fn dtype(onnx: i32) -> Option<DType> {
     Some(match DataType::try_from(onnx).ok()? {
-        DataType::Bool => Datatype::Bool,
-        DataType::Uint8 => Datatype::Uint8,
-        DataType::Uint16 => Datatype::Uint16,
-        DataType::Uint32 => Datatype::Uint32,
-        DataType::Uint64 => Datatype::Uint64,
-        DataType::Int8 => Datatype::Int8,
-        DataType::Int16 => Datatype::Int16,
-        DataType::Int32 => Datatype::Int32,
-        DataType::Int64 => Datatype::Int64,
-        DataType::Float16 => Datatype::Fp16,
-        DataType::Float => Datatype::Fp32,
-        DataType::Double => Datatype::Fp64,
-        DataType::String => Datatype::Bytes,
+        DataType::Bool => DType::Bool,
+        DataType::Uint8 => DType::Uint8,
+        DataType::Uint16 => DType::Uint16,
+        DataType::Uint32 => DType::Uint32,
+        DataType::Uint64 => DType::Uint64,
+        DataType::Int8 => DType::Int8,
+        DataType::Int16 => DType::Int16,
+        DataType::Int32 => DType::Int32,
+        DataType::Int64 => DType::Int64,
+        DataType::Float16 => DType::Fp16,
+        DataType::Float => DType::Fp32,
+        DataType::Double => DType::Fp64,
+        DataType::String => DType::Bytes,
         _ => return None,
     })
 }

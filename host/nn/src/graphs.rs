@@ -1,0 +1,235 @@
+//! The graphs of a version: opened from its files, found by name, evaluated.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::graph::{Backend as Choice, Batching, GraphOptions, GraphStatus, Target};
+use modelhost_core::infer::conform_inputs;
+use modelhost_core::model::Signature;
+use modelhost_core::tensor::Tensor;
+use ort::ep::{self, ExecutionProvider as _};
+
+use crate::backend::Backend;
+use crate::library::Library;
+use crate::memory::Memory;
+use crate::onnxruntime::{OnnxRuntime, Settings};
+use crate::schedule::{Lane, Scheduler};
+use crate::tract::Tract;
+
+/// What an artifact's name ends with when it is a graph.
+const SUFFIX: &str = ".onnx";
+
+/// Settings of all graphs.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// ONNX Runtime: its library, a folder that holds it, or a Python environment with the package `onnxruntime`. `None`:
+    /// what the environment names.
+    pub onnxruntime: Option<PathBuf>,
+    /// Threads that evaluate. `None`: one a core.
+    pub threads: Option<usize>,
+}
+
+/// Opens graphs and evaluates them.
+pub struct Runtime {
+    config: Config,
+    scheduler: Arc<Scheduler>,
+    threads: usize,
+}
+
+impl Runtime {
+    /// Starts nothing yet: threads and libraries come when they are needed.
+    pub fn new(config: Config) -> Arc<Self> {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = config.threads.unwrap_or_else(cores);
+        Arc::new(Self { scheduler: Scheduler::new(threads), threads, config })
+    }
+
+    /// Opens the graphs among a version's files: those whose name ends in `.onnx`. Blocks while it reads them. `limit`: bytes
+    /// of weights and tensors together. Errors: invalid argument (a backend or device that this host has not), plugin fault (a
+    /// file), too large; each names the file.
+    pub fn open(
+        self: &Arc<Self>,
+        options: &GraphOptions,
+        batching: Batching,
+        limit: u64,
+        files: &[(String, Bytes)],
+    ) -> Result<Graphs, Error> {
+        let mut graphs = Graphs {
+            runtime: Arc::clone(self),
+            options: *options,
+            batching,
+            memory: Memory::new(limit),
+            named: Vec::new(),
+        };
+        for (name, file) in files.iter().filter(|(name, _)| name.ends_with(SUFFIX)) {
+            let graph = graphs.open(name, file)?;
+            tracing::info!(graph = name, backend = graph.backend, device = graph.device, "opened a graph");
+            graphs.named.push(Arc::new(graph));
+        }
+        Ok(graphs)
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        self.scheduler.close();
+    }
+}
+
+/// One version's graphs.
+pub struct Graphs {
+    runtime: Arc<Runtime>,
+    options: GraphOptions,
+    batching: Batching,
+    memory: Arc<Memory>,
+    named: Vec<Arc<Graph>>,
+}
+
+impl Graphs {
+    /// The graph of this artifact; its `.onnx` may be left out. Errors: not found, naming those there are.
+    pub fn by_name(&self, name: &str) -> Result<Arc<Graph>, Error> {
+        let is_named =
+            |graph: &&Arc<Graph>| graph.name == name || graph.name.strip_suffix(SUFFIX) == Some(name);
+        self.named.iter().find(is_named).cloned().ok_or_else(|| {
+            let known: Vec<_> = self.named.iter().map(|graph| graph.name.as_str()).collect();
+            Error::not_found(format!("graph {name:?} is none of this version's: {known:?}"))
+        })
+    }
+
+    /// A graph from bytes that a component brings. Blocks. Errors: as [`Runtime::open`]; invalid argument also when it asks for another
+    /// target than the manifest's.
+    pub fn load(&self, file: &Bytes, target: Target) -> Result<Graph, Error> {
+        let allowed = self.options.target == Target::Auto || self.options.target == target;
+        if !allowed {
+            return Err(Error::new(
+                ErrorCode::Unsupported,
+                format!(
+                    "a graph for {target:?}: the manifest's [graphs] target is {:?}",
+                    self.options.target
+                ),
+            ));
+        }
+        self.open("loaded by the component", file)
+    }
+
+    /// What the graphs do.
+    pub fn status(&self) -> Vec<GraphStatus> {
+        let (weight_bytes, tensor_bytes) = self.memory.held();
+        let status = |graph: &Arc<Graph>| GraphStatus {
+            name: graph.name.clone(),
+            backend: graph.backend.clone(),
+            device: graph.device.clone(),
+            weight_bytes,
+            tensor_bytes,
+            batch_rows: graph.lane.batch_rows.read(),
+            queued_micros: graph.lane.queued_micros.read(),
+        };
+        self.named.iter().map(status).collect()
+    }
+
+    /// Bytes of weights that they hold.
+    pub fn weight_bytes(&self) -> u64 {
+        self.memory.held().0
+    }
+
+    fn open(&self, name: &str, file: &Bytes) -> Result<Graph, Error> {
+        let named = |error: Error| Error::new(error.code, format!("graph {name}: {}", error.message));
+        let Opened { backend, label, device } = self.choose(file).map_err(named)?;
+        let lane = Arc::new(Lane::new(backend, self.batching));
+        Ok(Graph {
+            name: name.to_owned(),
+            backend: label,
+            device,
+            lane,
+            memory: Arc::clone(&self.memory),
+            scheduler: Arc::clone(&self.runtime.scheduler),
+        })
+    }
+
+    /// The backend that the manifest names, or the best that is there.
+    fn choose(&self, file: &Bytes) -> Result<Opened, Error> {
+        let GraphOptions { backend, target, device, .. } = self.options;
+        if backend == Choice::Tract {
+            return self.tract(file);
+        }
+        let library = match Library::get(self.runtime.config.onnxruntime.as_deref()) {
+            Ok(library) => library,
+            Err(_) if backend == Choice::Auto && target != Target::Gpu => return self.tract(file),
+            Err(why) => return Err(Error::invalid(format!("graphs: {why}"))),
+        };
+        match target {
+            Target::Cpu => self.onnxruntime(library, None, file),
+            Target::Gpu if has_cuda() => self.onnxruntime(library, Some(device), file),
+            Target::Gpu => Err(Error::invalid(format!(
+                "graphs: target = \"gpu\" asks for CUDA device {device}; this host has {}",
+                library.devices()
+            ))),
+            Target::Auto if has_cuda() => {
+                self.onnxruntime(library.clone(), Some(device), file).or_else(|error| {
+                    tracing::warn!(%error, "the GPU cannot be used; the graph is evaluated on the processor");
+                    self.onnxruntime(library, None, file)
+                })
+            }
+            Target::Auto => self.onnxruntime(library, None, file),
+        }
+    }
+
+    fn tract(&self, file: &Bytes) -> Result<Opened, Error> {
+        let backend = Box::new(Tract::open(file, &self.memory)?);
+        Ok(Opened { backend, label: "tract".to_owned(), device: "cpu".to_owned() })
+    }
+
+    fn onnxruntime(&self, library: Library, device: Option<u32>, file: &Bytes) -> Result<Opened, Error> {
+        let label = format!("onnxruntime {}", library.version);
+        let usual = if device.is_some() { 1 } else { self.runtime.threads };
+        let settings = Settings {
+            device,
+            threads: self.options.threads as usize,
+            sessions: self.options.sessions.map_or(usual, |sessions| sessions as usize),
+        };
+        let backend = Box::new(OnnxRuntime::open(library, settings, &self.memory, file)?);
+        let device = device.map_or_else(|| "cpu".to_owned(), |device| format!("cuda:{device}"));
+        Ok(Opened { backend, label, device })
+    }
+}
+
+struct Opened {
+    backend: Box<dyn Backend>,
+    label: String,
+    device: String,
+}
+
+fn has_cuda() -> bool {
+    ep::CUDA::is_available().unwrap_or(false)
+}
+
+/// One graph, opened.
+pub struct Graph {
+    name: String,
+    backend: String,
+    device: String,
+    lane: Arc<Lane>,
+    memory: Arc<Memory>,
+    scheduler: Arc<Scheduler>,
+}
+
+impl Graph {
+    /// What it takes and gives.
+    pub fn signature(&self) -> &Signature {
+        self.lane.backend.signature()
+    }
+
+    /// Evaluates it: every input once, in any order; answers with every output. Gives up `until` then, and when it is dropped.
+    /// Errors: invalid argument, naming the input, what was expected and what came; deadline exceeded; resource exhausted;
+    /// plugin fault (the graph's).
+    pub async fn compute(&self, mut inputs: Vec<Tensor>, until: Instant) -> Result<Vec<Tensor>, Error> {
+        conform_inputs(self.signature(), &mut inputs)?;
+        let _inputs_held = self.memory.tensors(&inputs, ErrorCode::InvalidArgument)?;
+        let outputs = self.scheduler.run(&self.lane, inputs, until).await?;
+        let _outputs_held = self.memory.tensors(&outputs, ErrorCode::PluginFault)?;
+        Ok(outputs)
+    }
+}

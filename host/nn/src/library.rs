@@ -1,0 +1,158 @@
+//! Finding ONNX Runtime's library and loading it, once a process.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use ort::environment::Environment;
+use ort::ep::{self, ExecutionProvider as _};
+use ort::logging::LogLevel;
+
+/// What loading it came to; a process can load one.
+static LOADED: Mutex<Option<Result<Library, String>>> = Mutex::new(None);
+
+/// ONNX Runtime, loaded.
+#[derive(Clone)]
+pub(crate) struct Library {
+    pub(crate) environment: Environment,
+    /// E.g. `1.23.2`.
+    pub(crate) version: String,
+}
+
+impl Library {
+    /// The library; loads it at the first call. `configured` is a file, a folder that holds it, or a Python environment with the
+    /// package `onnxruntime`. Errors: where it was looked for, or what is wrong with what was found.
+    pub(crate) fn get(configured: Option<&Path>) -> Result<Self, String> {
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.get_or_insert_with(|| load(configured)).clone()
+    }
+
+    /// The devices that it can use, for people.
+    pub(crate) fn devices(&self) -> String {
+        let mut providers = vec!["cpu"];
+        for (name, there) in [("cuda", ep::CUDA::is_available()), ("webgpu", ep::WebGPU::is_available())] {
+            if there.unwrap_or(false) {
+                providers.push(name);
+            }
+        }
+        let gpus = (0..64).filter(|at| Path::new(&format!("/dev/nvidia{at}")).exists()).count();
+        format!(
+            "ONNX Runtime {} with the execution providers {}, and {gpus} NVIDIA devices",
+            self.version,
+            providers.join(", ")
+        )
+    }
+}
+
+fn load(configured: Option<&Path>) -> Result<Library, String> {
+    let found = find(configured, |name| env::var_os(name).map(PathBuf::from))?;
+    let builder = ort::init_from(&found).map_err(|error| format!("ONNX Runtime: {error}"))?;
+    let environment = builder
+        .with_name("modelhost")
+        .with_telemetry(false)
+        .build()
+        .map_err(|error| format!("ONNX Runtime {}: {error}", found.display()))?;
+    environment.set_log_level(LogLevel::Warning);
+    let version = version(&found);
+    tracing::info!(library = %found.display(), version, "loaded ONNX Runtime");
+    Ok(Library { environment, version })
+}
+
+/// The file's number, as in `libonnxruntime.so.1.23.2`, or what the library says of its build.
+fn version(library: &Path) -> String {
+    let name = library.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let number = name.split_once(".so.").map(|(_, number)| number.to_owned());
+    number.filter(|number| number.contains('.')).unwrap_or_else(|| {
+        let branch = ort::info().split(['=', ',', ' ']).find_map(|word| word.strip_prefix("rel-"));
+        branch.unwrap_or("of unknown version").to_owned()
+    })
+}
+
+/// Where the library is: the setting, or `MODELHOST_ONNXRUNTIME`, or `ORT_DYLIB_PATH`, or the active Python environment. Errors: all the
+/// places where it is not.
+fn find(configured: Option<&Path>, variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, String> {
+    let told = configured
+        .map(|path| ("the setting onnxruntime", path.to_path_buf()))
+        .or_else(|| Some(("MODELHOST_ONNXRUNTIME", variable("MODELHOST_ONNXRUNTIME")?)))
+        .or_else(|| Some(("ORT_DYLIB_PATH", variable("ORT_DYLIB_PATH")?)));
+    if let Some((who, path)) = told {
+        return in_place(&path).ok_or_else(|| {
+            format!(
+                "ONNX Runtime is not at {}, which {who} names: neither libonnxruntime.so nor a Python environment \
+                 with the package onnxruntime",
+                path.display()
+            )
+        });
+    }
+    let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(&variable);
+    let usual = ["/usr/local/lib", "/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
+    let mut places = environments.chain(usual.into_iter().map(PathBuf::from));
+    places.find_map(|place| in_place(&place)).ok_or_else(|| {
+        "ONNX Runtime was not found: install the Python package onnxruntime and name its environment in the setting \
+         onnxruntime or in MODELHOST_ONNXRUNTIME, or name libonnxruntime.so itself"
+            .to_owned()
+    })
+}
+
+/// The library in one place: the file itself, in this folder, or in this Python environment.
+fn in_place(place: &Path) -> Option<PathBuf> {
+    if place.is_file() {
+        return Some(place.to_path_buf());
+    }
+    let site_packages = entries(&place.join("lib"))
+        .into_iter()
+        .filter(|path| file_name(path).starts_with("python3"))
+        .map(|path| path.join("site-packages/onnxruntime/capi"));
+    [place.to_path_buf(), place.join("lib"), place.join("onnxruntime/capi")]
+        .into_iter()
+        .chain(site_packages)
+        .find_map(|folder| library_in(&folder))
+}
+
+fn library_in(folder: &Path) -> Option<PathBuf> {
+    entries(folder).into_iter().rfind(|path| {
+        let name = file_name(path);
+        name == "libonnxruntime.so" || name.starts_with("libonnxruntime.so.")
+    })
+}
+
+/// In the order of their names.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let read = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = read.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+fn file_name(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_library_of_a_python_environment() {
+        let dir = tempfile::tempdir().unwrap();
+        let capi = dir.path().join("lib/python3.12/site-packages/onnxruntime/capi");
+        fs::create_dir_all(&capi).unwrap();
+        fs::write(capi.join("onnxruntime_pybind11_state.so"), "").unwrap();
+        let error = find(Some(dir.path()), |_| None).unwrap_err();
+        assert!(error.contains("which the setting onnxruntime names"), "{error}");
+        let library = capi.join("libonnxruntime.so.1.23.2");
+        fs::write(&library, "").unwrap();
+        assert_eq!(find(Some(dir.path()), |_| None).as_ref(), Ok(&library));
+        assert_eq!(find(Some(&library), |_| None).as_ref(), Ok(&library));
+        let active = |name: &str| (name == "VIRTUAL_ENV").then(|| dir.path().to_path_buf());
+        assert_eq!(find(None, active).as_ref(), Ok(&library));
+        assert_eq!(version(&library), "1.23.2");
+    }
+
+    #[test]
+    fn says_what_to_install() {
+        let error = find(None, |_| Some("/nowhere".into())).unwrap_err();
+        assert!(error.contains("/nowhere, which MODELHOST_ONNXRUNTIME names"), "{error}");
+    }
+}

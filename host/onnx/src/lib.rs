@@ -1,0 +1,10 @@
+//! ONNX graphs: what they take and give, and their evaluation by tract. Pure computation, so that the host evaluates a graph outside
+//! the sandbox (`modelhost-nn`) and a component evaluates it inside (`plugins/onnx-sandboxed`) with the same code.
+
+mod element;
+mod graph;
+
+pub use graph::{Graph, check_names};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! Graphs that the host evaluates: with tract, and with the ONNX Runtime of the Python environment that the tests use.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use modelhost_tests::{Host, Package, Process, components, root};
+use serde_json::{Value, json};
+
+use crate::python::python;
+
+fn fixture(name: &str) -> Vec<u8> {
+    fs::read(root().join("tests/fixtures/onnx").join(name)).unwrap()
+}
+
+/// The Python environment with the package onnxruntime; none, on a laptop without a network, skips the test.
+fn onnxruntime() -> Option<PathBuf> {
+    let python = python()?;
+    Some(Path::new(python.get_program()).parent()?.parent()?.to_path_buf())
+}
+
+/// A host whose default deployment lets versions have graphs.
+fn host() -> Host {
+    Host::start_with(|config| {
+        config.onnxruntime = onnxruntime();
+        let bounds = json!({"default": {"capabilities": ["wasi:nn"]}});
+        config.deployments = serde_json::from_value(bounds).unwrap();
+    })
+}
+
+fn x(rows: usize) -> Value {
+    let data: Vec<f64> = (0..rows * 8).map(|at| f64::from(u32::try_from(at % 7).unwrap()) - 3.0).collect();
+    json!({"name": "x", "datatype": "FP32", "shape": [rows, 8], "data": data})
+}
+
+#[test]
+fn answers_are_those_of_onnxruntime_in_python() {
+    let Some(mut python) = python() else { return };
+    let host = host();
+    let mut pairs = Vec::new();
+    for entry in fs::read_dir(root().join("tests/fixtures/onnx")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        if path.extension().is_none_or(|extension| extension != "onnx") || name == "unknown_operator" {
+            continue;
+        }
+        for backend in ["tract", "onnxruntime"] {
+            if backend == "tract" && name.starts_with("ml_") {
+                continue; // tract has no operators of ONNX-ML
+            }
+            let model = format!("{backend}/{name}");
+            let graphs = format!("[graphs]\nbackend = '{backend}'");
+            host.client.register(&model, &Package::graph(fs::read(&path).unwrap(), &graphs), true);
+            pairs.push(format!("{}={model}", path.display()));
+        }
+    }
+    assert!(pairs.len() >= 40, "{pairs:?}");
+    let output = python
+        .arg(root().join("tests/python/onnx_compare.py"))
+        .arg(host.client.url.trim_start_matches("http://"))
+        .args(["25", "1e-5"])
+        .args(&pairs)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_graph_is_refused_with_what_is_wrong() {
+    let host = host();
+    let backends: &[&str] = if onnxruntime().is_some() { &["tract", "onnxruntime"] } else { &["tract"] };
+    let whole = fixture("mlp.onnx");
+    for backend in backends {
+        let refused = |file: Vec<u8>, why: &str| {
+            let graphs = format!("[graphs]\nbackend = '{backend}'");
+            let answer = host.client.try_register("demo/m", &Package::graph(file, &graphs), true).unwrap();
+            assert_eq!(answer.status, 422, "{answer:?}");
+            assert!(answer.error().contains("graph model.onnx"), "{answer:?}");
+            assert!(answer.error().contains(why), "{answer:?}");
+        };
+        refused(fixture("unknown_operator.onnx"), "Frobnicate");
+        refused(Vec::new(), "");
+        for length in (7..whole.len() - 40).step_by(97) {
+            refused(whole[..length].to_vec(), "");
+        }
+    }
+    for (manifest, status, why) in [
+        ("[graphs]\nbackend = 'tract'\ntarget = 'gpu'", 400, "needs \"onnxruntime\""),
+        ("[graphs]\nbackend = 'openvino'", 400, "unknown variant `openvino`"),
+        ("[graphs]\nthreads = 0", 400, "at least 1"),
+        ("[batching]\nmax_batch = 0", 400, "max_batch = 0"),
+        ("limits = { graph_mib = 99999999 }", 400, "limit graph_mib"),
+    ] {
+        let answer =
+            host.client.try_register("demo/m", &Package::graph(whole.clone(), manifest), true).unwrap();
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert!(answer.error().contains(why), "{answer:?}");
+    }
+    let mut ungranted = Package::graph(whole, "");
+    ungranted.manifest = ungranted.manifest.replace("capabilities = ['wasi:nn']", "");
+    let answer = host.client.try_register("demo/m", &ungranted, true).unwrap();
+    assert!(answer.error().contains("imports \"wasi:nn/graph\", which nobody granted"), "{answer:?}");
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_refused_and_auto_takes_the_processor() {
+    if onnxruntime().is_none() || Path::new("/dev/nvidia0").exists() {
+        println!("skipped: no ONNX Runtime, or a GPU is there");
+        return;
+    }
+    let host = host();
+    let gpu = Package::graph(fixture("mlp.onnx"), "[graphs]\ntarget = 'gpu'\ndevice = 1");
+    let answer = host.client.try_register("demo/m", &gpu, true).unwrap();
+    assert_eq!(answer.status, 400, "{answer:?}");
+    for part in ["asks for CUDA device 1", "execution providers cpu", "0 NVIDIA devices"] {
+        assert!(answer.error().contains(part), "{answer:?}");
+    }
+    host.client.register("demo/m", &Package::graph(fixture("mlp.onnx"), "[graphs]\ntarget = 'auto'"), true);
+    let answer = host.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(2)]}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+#[test]
+fn a_library_that_is_missing_or_another_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = dir.path().join("libonnxruntime.so.1.9.0");
+    let source = dir.path().join("old.c");
+    fs::write(
+        &source,
+        "struct base { const void *(*api)(unsigned); const char *(*version)(void); };\n\
+         static const void *api(unsigned v) { return 0; }\n\
+         static const char *version(void) { return \"1.9.0\"; }\n\
+         static struct base base = { api, version };\n\
+         struct base *OrtGetApiBase(void) { return &base; }\n",
+    )
+    .unwrap();
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&old).arg(&source).status();
+    assert!(built.unwrap().success());
+    let text = dir.path().join("libonnxruntime.so");
+    fs::write(&text, "no library").unwrap();
+    for (library, why) in [
+        ("/nowhere".to_owned(), "ONNX Runtime is not at /nowhere, which the setting onnxruntime names"),
+        (old.display().to_string(), "'1.9.0'"),
+        (text.display().to_string(), "failed to load"),
+    ] {
+        let data = tempfile::tempdir().unwrap();
+        let config = data.path().join("host.toml");
+        fs::write(
+            &config,
+            format!("onnxruntime = '{library}'\n[deployments.default]\ncapabilities = ['wasi:nn']\n"),
+        )
+        .unwrap();
+        let arguments = ["--log", "error", "--config", config.to_str().unwrap()];
+        let process = Process::start_with(data.path(), &arguments, Stdio::inherit());
+        let told = Package::graph(fixture("mlp.onnx"), "[graphs]\nbackend = 'onnxruntime'");
+        let answer = process.client.try_register("demo/m", &told, true).unwrap();
+        assert_eq!(answer.status, 400, "{answer:?}");
+        assert!(answer.error().contains(why), "{answer:?}");
+        // Whoever leaves the choice to the host gets tract.
+        process.client.register("demo/m", &Package::graph(fixture("mlp.onnx"), ""), true);
+        let answer = process.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(1)]}));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        process.kill();
+    }
+}
+
+#[test]
+fn the_standard_interface_serves_named_and_loaded_graphs_and_says_what_is_wrong() {
+    let host = host();
+    let manifest =
+        "component = 'guest.wasm'\nartifacts = ['mlp.onnx', 'graph.bin']\ncapabilities = ['wasi:nn']\n";
+    let package = Package {
+        manifest: manifest.to_owned(),
+        files: vec![
+            ("guest.wasm".into(), fs::read(components().join("tests/wasi-nn.wasm")).unwrap()),
+            ("mlp.onnx".into(), fixture("mlp.onnx")),
+            ("graph.bin".into(), fixture("mlp.onnx")),
+        ],
+    };
+    host.client.register("demo/m", &package, true);
+    let ask = |how: &str| {
+        let body = json!({"inputs": [x(2)], "parameters": {"how": how}});
+        host.client.post("/v2/models/demo/m/infer", &body)
+    };
+    let named = ask("named");
+    assert_eq!(named.status, 200, "{named:?}");
+    assert_eq!(ask("bytes").body["outputs"], named.body["outputs"]);
+    for (how, why) in [
+        ("wrong name", "ErrorCode::InvalidArgument: input \"x\" is missing"),
+        ("wrong type", "ErrorCode::InvalidArgument: input \"x\": datatype INT32 is not FP32"),
+        ("wrong size", "shape [3, 8] of FP32 needs 24 x 4 bytes, 64 came"),
+        ("truncated", "ErrorCode::RuntimeError: graph loaded by the component"),
+        ("gpu", "ErrorCode::UnsupportedOperation"),
+        ("tensorflow", "ErrorCode::InvalidEncoding"),
+        ("absent", "ErrorCode::NotFound: graph \"absent\" is none of this version's: [\"mlp.onnx\"]"),
+    ] {
+        let answer = ask(how);
+        assert_eq!(answer.status, 502, "{how}: {answer:?}");
+        assert!(answer.error().contains(why), "{how}: {answer:?}");
+    }
+}
+
+#[test]
+fn graphs_come_back_after_a_restart_and_stay_within_their_limit() {
+    let host = host();
+    host.client.register("demo/m", &Package::graph(fixture("mlp.onnx"), "limits = { graph_mib = 1 }"), true);
+    let before = host.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(3)]}));
+    assert_eq!(before.status, 200, "{before:?}");
+    let much = host.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(40_000)]}));
+    assert_eq!(much.status, 400, "{:?}", much.error());
+    assert!(much.error().contains("limit graph_mib = 1 allows fewer"), "{:?}", much.error());
+    let host = host.restart(|_| {});
+    let after = host.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(3)]}));
+    assert_eq!(after.body["outputs"], before.body["outputs"]);
+}
