@@ -3,12 +3,15 @@
 //! - `call/…`: a one-row echo through the engine, warm and in a fresh instance: the price of the boundary and of isolation.
 //! - `written/…`: a fresh instance by the bytes that the request writes.
 //! - `gbdt/…`: the credit example's 100 trees, the same code native and as a component with deadlines on.
+//! - `graph …`: a graph that the host evaluates for a component, and the same session called directly. Where ONNX Runtime is.
 //! - `decode …`: from received bytes to tensors, in every form of the Open Inference Protocol.
 
 #![allow(
     missing_docs,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::cast_possible_wrap,
+    clippy::print_stdout,
     clippy::indexing_slicing,
     reason = "a benchmark"
 )]
@@ -31,6 +34,9 @@ use modelhost_engine::{Config, Runtime};
 use modelhost_protocol::oip_grpc::pb;
 use modelhost_protocol::{oip_grpc, oip_rest};
 use modelhost_tests::{components, root};
+use ort::environment::Environment;
+use ort::session::{Session, SessionInputValue};
+use ort::value::TensorRef;
 use prost::Message;
 
 /// Two blobs: the component is 0, the artifact 1.
@@ -60,26 +66,27 @@ impl Model {
         isolation: Isolation,
         parameters: &[(&str, &str)],
     ) -> Self {
-        let component = fs::read(components().join(component)).unwrap();
         let content = artifact.map_or_else(Vec::new, |path| fs::read(root().join(path)).unwrap());
+        let name = artifact.map(|path| if path.ends_with(".onnx") { "model.onnx" } else { "model" });
         let artifacts =
-            artifact.map(|_| Artifact { name: "model".into(), digest: blob(1), bytes: content.len() as u64 });
+            name.map(|name| Artifact { name: name.into(), digest: blob(1), bytes: content.len() as u64 });
         let package = Package {
             component: blob(0),
             artifacts: artifacts.into_iter().collect(),
             parameters: parameters.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
             columns: [].into(),
-            capabilities: Vec::new(),
+            capabilities: vec!["wasi:nn".to_owned()],
             response_cache: false,
-            graphs: GraphOptions::default(),
+            graphs: GraphOptions { sessions: Some(1), ..GraphOptions::default() },
             batching: Batching::NONE,
             isolation: Some(isolation),
-            limits: Limits::DEFAULT,
+            limits: Limits { deadline: Duration::from_secs(10), ..Limits::DEFAULT },
             examples: Vec::new(),
         };
         let dir = tempfile::tempdir().unwrap();
         let tokio =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let component = fs::read(components().join(component)).unwrap();
         let blobs = Arc::new(Files([component.into(), content.into()]));
         let runtime = Runtime::new(Config::new(dir.path().to_owned()), blobs).unwrap();
         let loaded = tokio.block_on(async {
@@ -141,6 +148,74 @@ fn gbdt(criterion: &mut Criterion) {
     group.finish();
 }
 
+fn session(environment: &Environment, path: &str) -> Session {
+    let builder = Session::builder(environment).unwrap().with_intra_threads(1).unwrap();
+    let builder = builder.with_inter_threads(1).unwrap().with_intra_op_spinning(false);
+    builder.unwrap().commit_from_file(root().join(path)).unwrap()
+}
+
+/// What anyone would write who has `ort`: inputs where they lie, outputs copied to where they are wanted.
+fn direct(session: &mut Session, request: &InferRequest) -> Vec<Vec<u8>> {
+    let shape = |tensor: &Tensor| tensor.shape().iter().map(|size| *size as i64).collect::<Vec<_>>();
+    let inputs = request.inputs.iter().map(|tensor| -> SessionInputValue<'_> {
+        match tensor.dtype() {
+            DType::Int64 => {
+                let data: &[i64] = bytemuck::cast_slice(tensor.data());
+                TensorRef::from_array_view((shape(tensor), data)).unwrap().into()
+            }
+            _ => {
+                let data: &[f32] = bytemuck::cast_slice(tensor.data());
+                TensorRef::from_array_view((shape(tensor), data)).unwrap().into()
+            }
+        }
+    });
+    let inputs: Vec<_> = inputs.collect();
+    let outputs = session.run(inputs.as_slice()).unwrap();
+    outputs
+        .values()
+        .map(|value| bytemuck::cast_slice(value.try_extract_tensor::<f32>().unwrap().1).to_vec())
+        .collect()
+}
+
+/// Random tokens, all of them words.
+fn sentences(count: u64, tokens: u64) -> Arc<InferRequest> {
+    let tensor = |name: &str, value: &dyn Fn(u64) -> i64| {
+        let data: Vec<u8> = (0..count * tokens).flat_map(|at| value(at).to_le_bytes()).collect();
+        Tensor::new(name.into(), DType::Int64, vec![count, tokens], data.into()).unwrap()
+    };
+    let inputs =
+        vec![tensor("input_ids", &|at| 1000 + at as i64 * 7919 % 20_000), tensor("attention_mask", &|_| 1)];
+    Arc::new(InferRequest { inputs, ..InferRequest::default() })
+}
+
+/// The settings are the same on both sides: one thread, no spinning.
+fn graphs(criterion: &mut Criterion) {
+    let environment = &match modelhost_nn::environment(None) {
+        Ok(environment) => environment,
+        Err(why) => return println!("graph: skipped: {why}"),
+    };
+    let minilm = "examples/text-embedding/package/model.onnx";
+    for (path, batch) in [("tests/fixtures/onnx/four.onnx", 1), (minilm, 8)] {
+        if !root().join(path).exists() {
+            println!("graph: skipped {path}, which its example's script makes");
+            continue;
+        }
+        let request =
+            if path == minilm { sentences(batch, 32) } else { floats("x", &[1, 4], &[0.1, 0.2, 0.3, 0.4]) };
+        let name = if path == minilm { "MiniLM, 8 x 32 tokens" } else { "four numbers" };
+        let mut group = criterion.benchmark_group(format!("graph: {name}"));
+        let mut session = session(environment, path);
+        group.bench_function("direct", |bencher| bencher.iter(|| direct(&mut session, &request)));
+        for isolation in [Isolation::Instance, Isolation::Request] {
+            let model = Model::load("runtimes/onnx.wasm", Some(path), isolation, &[]);
+            group.bench_function(format!("component, {}", isolation.as_str()), |bencher| {
+                bencher.iter(|| model.infer(&request))
+            });
+        }
+        group.finish();
+    }
+}
+
 /// A 1,000 x 30 FP32 request in every form, from the received bytes to tensors. `copy` is what memory can do.
 fn decode(criterion: &mut Criterion) {
     let values: Vec<f32> = (0..30_000_u16).map(|at| f32::from(at) * 0.731 - 9000.0).collect();
@@ -180,5 +255,5 @@ fn decode(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, calls, gbdt, decode);
+criterion_group!(benches, calls, gbdt, graphs, decode);
 criterion_main!(benches);

@@ -209,7 +209,65 @@ fn graphs_come_back_after_a_restart_and_stay_within_their_limit() {
     let much = host.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(40_000)]}));
     assert_eq!(much.status, 400, "{:?}", much.error());
     assert!(much.error().contains("limit graph_mib = 1 allows fewer"), "{:?}", much.error());
+    let metrics = host.client.get("/metrics").body;
+    for name in
+        ["graph_batch_rows_bucket", "graph_queue_seconds_count", "graph_weight_bytes", "graph_busy_seconds"]
+    {
+        let of_model = |line: &str| line.contains(name) && line.contains("model=\"demo/m\"");
+        assert!(metrics.as_str().unwrap().lines().any(of_model), "{name}");
+    }
     let host = host.restart(|_| {});
     let after = host.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(3)]}));
     assert_eq!(after.body["outputs"], before.body["outputs"]);
+}
+
+#[test]
+fn versions_of_one_graph_share_neither_answers_nor_failures() {
+    let host = host();
+    let batching = "[batching]\nmax_batch = 8\nmax_delay_us = 20000";
+    for _ in 0..4 {
+        host.client.register("demo/ids", &Package::graph(fixture("attention.onnx"), batching), true);
+    }
+    let ids = |first: u32| json!({"name": "ids", "datatype": "INT64", "shape": [1, 2], "data": [first, 1]});
+    let mask = json!({"name": "mask", "datatype": "INT64", "shape": [1, 2], "data": [1, 1]});
+    let ask = |version: u32, first: u32| {
+        let path = format!("/v2/models/demo/ids/versions/{version}/infer");
+        host.client.post(&path, &json!({"inputs": [ids(first), mask]}))
+    };
+    // The table has 20 rows: whoever asks for another is at fault, alone and in a batch.
+    let alone: Vec<_> = (0..16).map(|first| ask(1, first).body["outputs"].clone()).collect();
+    let refused = std::thread::scope(|scope| {
+        let ask = &ask;
+        let callers: Vec<_> = (0..16_u32)
+            .map(|caller| scope.spawn(move || ask(1 + caller % 4, if caller == 5 { 99 } else { caller })))
+            .collect();
+        let mut refused = Vec::new();
+        for (caller, answer) in callers.into_iter().map(|caller| caller.join().unwrap()).enumerate() {
+            match answer.status {
+                200 => assert_eq!(answer.body["outputs"], alone[caller]),
+                _ => refused.push((caller, answer)),
+            }
+        }
+        refused
+    });
+    assert!(matches!(refused.as_slice(), [(5, _)]), "{refused:?}");
+}
+
+#[test]
+fn a_component_without_graphs_is_asked_in_batches() {
+    let host = host();
+    let batching = "[batching]\nmax_batch = 4\nmax_delay_us = 20000";
+    host.client.register("demo/echo", &Package::fault("echo", batching), true);
+    let ask = |caller: u32| {
+        let x = json!({"name": "x", "datatype": "FP32", "shape": [1], "data": [caller]});
+        host.client.post("/v2/models/demo/echo/infer", &json!({"inputs": [x]})).body
+    };
+    std::thread::scope(|scope| {
+        let ask = &ask;
+        let callers: Vec<_> = (0..16_u32).map(|caller| (caller, scope.spawn(move || ask(caller)))).collect();
+        for (caller, answer) in callers {
+            let answer = answer.join().unwrap();
+            assert_eq!(answer["outputs"][0]["data"], json!([f64::from(caller)]), "{answer}");
+        }
+    });
 }

@@ -8,8 +8,6 @@ import sys
 
 import numpy as np
 import onnxruntime
-from tritonclient.http import InferenceServerClient, InferInput
-from tritonclient.utils import np_to_triton_dtype
 
 WORDS = np.array(["Graz", "Linz", "Wien", "", "grün", "longer than the others"], dtype=object)
 KINDS = {
@@ -54,6 +52,9 @@ def plain(answer):
 
 
 def compare(client, session, model, count, tolerance):
+    from tritonclient.http import InferInput
+    from tritonclient.utils import np_to_triton_dtype
+
     random, worst = np.random.default_rng(5), 0.0
     names = [output.name for output in session.get_outputs()]
     for _ in range(count):
@@ -80,6 +81,8 @@ def compare(client, session, model, count, tolerance):
 
 def main():
     address, count, tolerance = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    from tritonclient.http import InferenceServerClient
+
     client = InferenceServerClient(address)
     for pair in sys.argv[4:]:
         graph, model = pair.split("=")
@@ -88,4 +91,5 @@ def main():
         print(f"{model}: {count} random inputs, largest difference {worst:.1e}")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::deployment::{Bounds, DeploymentName};
 use crate::error::ErrorCode;
+use crate::graph::GraphStatus;
 use crate::model::ModelVersion;
 use crate::version::Version;
 
@@ -176,4 +177,6 @@ pub struct VersionUsage {
     pub peak_instance_bytes: u64,
     /// How often it was brought into memory, and how long that took.
     pub loads: Tally,
+    /// Its graphs, while it is in memory.
+    pub graphs: Vec<GraphStatus>,
 }

@@ -110,10 +110,25 @@ pub struct GraphStatus {
     pub weight_bytes: u64,
     /// Bytes of tensors that are being evaluated now.
     pub tensor_bytes: u64,
+    /// Processor time of its evaluations, or on a GPU the time that its threads waited for it.
+    pub busy: Duration,
     /// Rows of the batches that were evaluated.
     pub batch_rows: Histogram,
     /// Microseconds that evaluations waited for others to join and for a thread.
     pub queued_micros: Histogram,
+}
+
+/// A GPU of this machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GpuStatus {
+    /// Its unique name, e.g. `GPU-1234…`.
+    pub uuid: String,
+    /// Share of the last moments in which it computed, 0 to 1.
+    pub utilisation: f64,
+    /// Bytes of its memory in use, by whatever process.
+    pub used_bytes: u64,
+    /// Bytes of memory that it has.
+    pub total_bytes: u64,
 }
 
 /// Counts by powers of two: class `i` counts values up to 2^i.

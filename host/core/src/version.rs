@@ -141,6 +141,17 @@ pub struct Package {
     pub examples: Vec<Example>,
 }
 
+impl Package {
+    /// Whether the host evaluates graphs for it: it was granted `wasi:nn` and has artifacts that are graphs.
+    pub fn has_graphs(&self) -> bool {
+        let granted = self.capabilities.iter().any(|capability| capability.starts_with("wasi:nn"));
+        granted && self.artifacts.iter().any(|artifact| artifact.name.ends_with(GRAPH_SUFFIX))
+    }
+}
+
+/// What an artifact's name ends with when it is a graph.
+pub const GRAPH_SUFFIX: &str = ".onnx";
+
 /// What loading a package brought to light.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadReport {

@@ -20,4 +20,3 @@ mod verify;
 
 pub use compile::Config;
 pub use load::Runtime;
-pub use modelhost_nn::Config as GraphConfig;

@@ -13,9 +13,9 @@ pub(crate) trait Backend: Send + Sync {
     /// What it takes and gives.
     fn signature(&self) -> &Signature;
 
-    /// Evaluates it; blocks. The inputs agree with the signature and come in its order; so do the outputs.
+    /// Evaluates it; blocks. `stop`: who may want to stop it. The inputs agree with the signature and come in its order; so do the outputs.
     /// Errors: invalid argument (what only the caller's values can cause), plugin fault (the graph's), internal.
-    fn run(&self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Error>;
+    fn run(&self, inputs: &[Tensor], stop: Option<&Stop>) -> Result<Vec<Tensor>, Error>;
 
     /// Evaluations at once, at most.
     fn width(&self) -> usize;

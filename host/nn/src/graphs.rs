@@ -10,6 +10,7 @@ use modelhost_core::graph::{Backend as Choice, Batching, GraphOptions, GraphStat
 use modelhost_core::infer::conform_inputs;
 use modelhost_core::model::Signature;
 use modelhost_core::tensor::Tensor;
+use modelhost_core::version::GRAPH_SUFFIX;
 use ort::ep::{self, ExecutionProvider as _};
 
 use crate::backend::Backend;
@@ -18,9 +19,6 @@ use crate::memory::Memory;
 use crate::onnxruntime::{OnnxRuntime, Settings};
 use crate::schedule::{Lane, Scheduler};
 use crate::tract::Tract;
-
-/// What an artifact's name ends with when it is a graph.
-const SUFFIX: &str = ".onnx";
 
 /// Settings of all graphs.
 #[derive(Debug, Clone, Default)]
@@ -64,7 +62,7 @@ impl Runtime {
             memory: Memory::new(limit),
             named: Vec::new(),
         };
-        for (name, file) in files.iter().filter(|(name, _)| name.ends_with(SUFFIX)) {
+        for (name, file) in files.iter().filter(|(name, _)| name.ends_with(GRAPH_SUFFIX)) {
             let graph = graphs.open(name, file)?;
             tracing::info!(graph = name, backend = graph.backend, device = graph.device, "opened a graph");
             graphs.named.push(Arc::new(graph));
@@ -92,7 +90,7 @@ impl Graphs {
     /// The graph of this artifact; its `.onnx` may be left out. Errors: not found, naming those there are.
     pub fn by_name(&self, name: &str) -> Result<Arc<Graph>, Error> {
         let is_named =
-            |graph: &&Arc<Graph>| graph.name == name || graph.name.strip_suffix(SUFFIX) == Some(name);
+            |graph: &&Arc<Graph>| graph.name == name || graph.name.strip_suffix(GRAPH_SUFFIX) == Some(name);
         self.named.iter().find(is_named).cloned().ok_or_else(|| {
             let known: Vec<_> = self.named.iter().map(|graph| graph.name.as_str()).collect();
             Error::not_found(format!("graph {name:?} is none of this version's: {known:?}"))
@@ -124,6 +122,7 @@ impl Graphs {
             device: graph.device.clone(),
             weight_bytes,
             tensor_bytes,
+            busy: graph.lane.busy(),
             batch_rows: graph.lane.batch_rows.read(),
             queued_micros: graph.lane.queued_micros.read(),
         };

@@ -5,6 +5,7 @@
 //! counted by [`memory`]. No WebAssembly here: the engine translates `wasi:nn` to this.
 
 mod backend;
+mod gpus;
 mod graphs;
 mod library;
 mod memory;
@@ -12,4 +13,6 @@ mod onnxruntime;
 mod schedule;
 mod tract;
 
+pub use gpus::gpus;
 pub use graphs::{Config, Graph, Graphs, Runtime};
+pub use library::environment;

@@ -20,6 +20,12 @@ pub(crate) struct Library {
     pub(crate) version: String,
 }
 
+/// The process's ONNX Runtime, for whoever makes sessions of their own beside ours: a process has one environment.
+/// Errors: where it was looked for, or what is wrong with what was found.
+pub fn environment(configured: Option<&Path>) -> Result<Environment, String> {
+    Library::get(configured).map(|library| library.environment)
+}
+
 impl Library {
     /// The library; loads it at the first call. `configured` is a file, a folder that holds it, or a Python environment with the
     /// package `onnxruntime`. Errors: where it was looked for, or what is wrong with what was found.

@@ -12,7 +12,7 @@ use modelhost_core::model::Signature;
 use modelhost_core::tensor::{DType, Tensor, TensorSpec};
 use modelhost_onnx::check_names;
 use ort::ep::{self, ArenaExtendStrategy};
-use ort::session::{RunOptions, Session, SessionInputValue};
+use ort::session::{RunOptions, Session, SessionInputValue, SessionOutputs};
 
 use ort::value::{
     DynSequenceValueType, DynValue, MapValueType, Outlet, PrimitiveTensorElementType, Shape, Tensor as Value,
@@ -99,13 +99,13 @@ impl OnnxRuntime {
     }
 
     /// A free session, or one more, or the next that gets free. `None`: nobody waits for it any more.
-    fn take(&self, stop: &Stop) -> Option<Session> {
+    fn take(&self, stop: Option<&Stop>) -> Option<Session> {
         let mut sessions = self.sessions();
         loop {
             if let Some(session) = sessions.idle.pop() {
                 return Some(session);
             }
-            if stop.is_asked() {
+            if stop.is_some_and(Stop::is_asked) {
                 return None;
             }
             if let Some((file, weights)) = sessions.file.take() {
@@ -132,14 +132,22 @@ impl OnnxRuntime {
         }
     }
 
-    fn evaluate(&self, session: &mut Session, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Error> {
+    fn evaluate(
+        &self,
+        session: &mut Session,
+        inputs: &[Tensor],
+        stop: Option<&Stop>,
+    ) -> Result<Vec<Tensor>, Error> {
+        let values: Vec<SessionInputValue<'_>> = inputs.iter().map(input).collect::<Result<_, _>>()?;
+        let read = |outputs: SessionOutputs<'_>| {
+            let specs = self.signature.outputs.iter();
+            specs.zip(outputs.values()).map(|(spec, value)| output(spec, &value)).collect()
+        };
+        let Some(stop) = stop else { return read(session.run(values.as_slice()).map_err(of_run)?) };
         let options = Arc::new(RunOptions::new().map_err(of_run)?);
         let end = Arc::clone(&options);
         stop.set(Arc::new(move || drop(end.terminate())));
-        let values: Vec<SessionInputValue<'_>> = inputs.iter().map(input).collect::<Result<_, _>>()?;
-        let outputs = session.run_with_options(values.as_slice(), &*options).map_err(of_run)?;
-        let specs = self.signature.outputs.iter();
-        specs.zip(outputs.values()).map(|(spec, value)| output(spec, &value)).collect()
+        read(session.run_with_options(values.as_slice(), &*options).map_err(of_run)?)
     }
 }
 
@@ -148,7 +156,7 @@ impl Backend for OnnxRuntime {
         &self.signature
     }
 
-    fn run(&self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Error> {
+    fn run(&self, inputs: &[Tensor], stop: Option<&Stop>) -> Result<Vec<Tensor>, Error> {
         check_names(inputs, |at| {
             let names = self.names.get(at).into_iter().flatten();
             names.map(|name| Some(name.as_str()).filter(|name| !name.is_empty()))

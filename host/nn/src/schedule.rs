@@ -34,6 +34,9 @@ const SHORT: Duration = Duration::from_micros(100);
 const SEEN: u64 = 8;
 const SMALL: usize = 64 << 10;
 
+/// The processor time of every so many short evaluations is measured.
+const METER_EVERY: u32 = 8;
+
 /// One graph's queue.
 pub(crate) struct Lane {
     pub(crate) backend: Box<dyn Backend>,
@@ -47,6 +50,7 @@ pub(crate) struct Lane {
     seen: AtomicU64,
     /// What an evaluation takes lately, in nanoseconds.
     usual: AtomicU64,
+    busy: AtomicU64,
     pub(crate) batch_rows: Counts,
     pub(crate) queued_micros: Counts,
 }
@@ -85,9 +89,15 @@ impl Lane {
             lost: AtomicUsize::new(0),
             seen: AtomicU64::new(0),
             usual: AtomicU64::new(0),
+            busy: AtomicU64::new(0),
             batch_rows: Counts::default(),
             queued_micros: Counts::default(),
         }
+    }
+
+    /// Time of its evaluations.
+    pub(crate) fn busy(&self) -> Duration {
+        Duration::from_nanos(self.busy.load(Ordering::Relaxed))
     }
 
     fn queue(&self) -> MutexGuard<'_, VecDeque<Job>> {
@@ -105,17 +115,45 @@ impl Lane {
     /// Evaluates, and remembers what processor time that takes: the larger of this one's and seven eighths of what was usual, so that
     /// one long evaluation counts at once.
     fn run(&self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Error> {
-        let start = thread_time();
-        let result = catch_unwind(AssertUnwindSafe(|| self.backend.run(inputs, stop)));
-        let took = u64::try_from(thread_time().saturating_sub(start).as_nanos()).unwrap_or(u64::MAX);
-        let usual = self.usual.load(Ordering::Relaxed);
-        self.usual.store(took.max(usual - usual / 8), Ordering::Relaxed);
+        let (start, begun) = (thread_time(), Instant::now());
+        let result = self.evaluate(inputs, Some(stop));
+        let took = thread_time().saturating_sub(start);
+        self.took(took);
         self.seen.fetch_add(1, Ordering::Relaxed);
+        self.add_busy(if self.backend.is_on_cpu() { took } else { begun.elapsed() });
+        result
+    }
+
+    /// The same for one that is known to be short: nobody need stop it, and the time of one in a few is measured, since asking for it is
+    /// two system calls.
+    fn run_short(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+        if !self.seen.fetch_add(1, Ordering::Relaxed).is_multiple_of(METER_EVERY.into()) {
+            return self.evaluate(inputs, None);
+        }
+        let start = thread_time();
+        let result = self.evaluate(inputs, None);
+        let took = thread_time().saturating_sub(start);
+        self.took(took);
+        self.add_busy(took.saturating_mul(METER_EVERY));
+        result
+    }
+
+    fn evaluate(&self, inputs: &[Tensor], stop: Option<&Stop>) -> Result<Vec<Tensor>, Error> {
+        let result = catch_unwind(AssertUnwindSafe(|| self.backend.run(inputs, stop)));
         result.unwrap_or_else(|panic| {
             let said = panic.downcast_ref::<String>().map(String::as_str);
             let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
             Err(Error::new(ErrorCode::PluginFault, format!("the backend failed: {said}")))
         })
+    }
+
+    fn took(&self, time: Duration) {
+        let usual = self.usual.load(Ordering::Relaxed);
+        self.usual.store(nanos(time).max(usual - usual / 8), Ordering::Relaxed);
+    }
+
+    fn add_busy(&self, time: Duration) {
+        self.busy.fetch_add(nanos(time), Ordering::Relaxed);
     }
 
     /// Takes one of the places in which it is evaluated at once, if one is free.
@@ -166,6 +204,10 @@ impl Lane {
         }
         taken
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Processor time of this thread so far.
@@ -276,7 +318,7 @@ impl Scheduler {
         if lane.is_short(&inputs) && lane.enter() {
             lane.batch_rows.add(batch::rows(&inputs).unwrap_or(1));
             lane.queued_micros.add(0);
-            let result = lane.run(&inputs, &Stop::default());
+            let result = lane.run_short(&inputs);
             lane.leave();
             if !lane.queue().is_empty() {
                 self.wake.notify_one();

@@ -32,7 +32,7 @@ impl Backend for Tract {
         &self.signature
     }
 
-    fn run(&self, inputs: &[Tensor], _stop: &Stop) -> Result<Vec<Tensor>, Error> {
+    fn run(&self, inputs: &[Tensor], _stop: Option<&Stop>) -> Result<Vec<Tensor>, Error> {
         self.graph.run(inputs)
     }
 

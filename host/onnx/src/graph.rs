@@ -1,6 +1,7 @@
 //! An ONNX graph: what it takes and gives, and its evaluation by tract.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::Signature;
@@ -18,7 +19,7 @@ pub struct Graph {
     inputs: Vec<Value>,
     outputs: Vec<Value>,
     symbols: SymbolScope,
-    plan: Plan,
+    plans: Plans,
 }
 
 /// One input or output of the graph.
@@ -34,17 +35,27 @@ enum Dim {
     Named(String),
 }
 
-enum Plan {
-    /// Good for every shape.
-    Any(Arc<TypedRunnableModel>),
-    /// tract cannot plan this graph while a dimension is open: it is planned for the shapes of each request.
-    PerShape(InferenceModel),
+/// How it is evaluated. tract cannot plan every graph while a dimension is open, and of some that it plans it finds only while it
+/// evaluates them that it could not: those are planned for the shapes that come.
+struct Plans {
+    /// Good for every shape, unless an evaluation showed that it is not.
+    any: Option<Arc<TypedRunnableModel>>,
+    any_failed: AtomicBool,
+    model: InferenceModel,
+    /// The latest, newest last.
+    per_shape: Mutex<Vec<(Shapes, Arc<TypedRunnableModel>)>>,
 }
+
+type Shapes = Vec<Vec<usize>>;
+
+/// Shapes whose plans are kept.
+const KEPT_PLANS: usize = 16;
 
 impl Graph {
     /// Reads an ONNX file, of operator sets 9 to 18 as a rule. Errors: what is wrong with it, naming the operator or the tensor.
     pub fn parse(file: &[u8]) -> Result<Self, String> {
-        let onnx = tract_onnx::onnx();
+        // Shapes that the file tells of inner values hold for open dimensions only; tract finds them itself.
+        let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
         let proto = onnx
             .proto_model_for_read(&mut std::io::Cursor::new(file))
             .map_err(|error| format!("it is no ONNX file, or a truncated one: {error:#}"))?;
@@ -64,16 +75,12 @@ impl Graph {
         // tract panics where a recurrent operator's batch is open.
         let recurs = graph.node.iter().any(|node| matches!(&*node.op_type, "LSTM" | "GRU" | "RNN"));
         let any = if recurs { None } else { plan(model.clone()).ok() };
-        let plan = match any {
-            Some(plan) => Plan::Any(plan),
-            None => {
-                // What cannot be planned for one row either is not the open dimensions' fault.
-                let one_row: Vec<Vec<usize>> = inputs.iter().map(Value::smallest).collect();
-                plan_for(&model, &inputs, &one_row)?;
-                Plan::PerShape(model)
-            }
-        };
-        Ok(Self { inputs, outputs, symbols, plan })
+        let plans = Plans { any, any_failed: AtomicBool::new(false), model, per_shape: Mutex::default() };
+        if plans.any.is_none() {
+            // What cannot be planned for one row either is not the open dimensions' fault.
+            plans.for_shapes(&inputs, inputs.iter().map(Value::smallest).collect())?;
+        }
+        Ok(Self { inputs, outputs, symbols, plans })
     }
 
     /// What it takes and gives; a dimension without a fixed size is open.
@@ -88,14 +95,7 @@ impl Graph {
         let sizes = self.sizes(inputs)?;
         let values = inputs.iter().map(|tensor| element::read(tensor).map(IntoTValue::into_tvalue));
         let values: TVec<TValue> = values.collect::<Result<_, _>>()?;
-        let answers = match &self.plan {
-            Plan::Any(plan) => plan.run(values),
-            Plan::PerShape(model) => {
-                let shapes: Vec<_> = values.iter().map(|value| value.shape().to_vec()).collect();
-                plan_for(model, &self.inputs, &shapes).map_err(fault)?.run(values)
-            }
-        };
-        let answers = answers.map_err(|error| fault(format!("{error:#}")))?;
+        let answers = self.plans.run(&self.inputs, values).map_err(fault)?;
         let named = self.outputs.iter().zip(&answers);
         named.map(|(value, answer)| element::write(&value.name, value.dtype, answer, &sizes)).collect()
     }
@@ -113,6 +113,47 @@ impl Graph {
         }
         Ok(sizes)
     }
+}
+
+impl Plans {
+    fn run(&self, inputs: &[Value], values: TVec<TValue>) -> Result<TVec<TValue>, String> {
+        let shapes: Shapes = values.iter().map(|value| value.shape().to_vec()).collect();
+        if let Some(any) = &self.any
+            && !self.any_failed.load(Ordering::Relaxed)
+        {
+            let why = match any.run(values.clone()) {
+                Ok(answers) => return Ok(answers),
+                Err(error) => format!("{error:#}"),
+            };
+            // Its values may be at fault as well: then the plan for its shapes fails too, and says the same.
+            let answers = self.for_shapes(inputs, shapes).and_then(|plan| run(&plan, values));
+            self.any_failed.store(answers.is_ok(), Ordering::Relaxed);
+            return answers.map_err(|also| format!("{why}; for its shapes: {also}"));
+        }
+        run(&self.for_shapes(inputs, shapes)?, values)
+    }
+
+    fn for_shapes(&self, inputs: &[Value], shapes: Shapes) -> Result<Arc<TypedRunnableModel>, String> {
+        let kept = || self.per_shape.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, plan)) = kept().iter().find(|(known, _)| *known == shapes) {
+            return Ok(Arc::clone(plan));
+        }
+        let mut model = self.model.clone();
+        for (at, (value, shape)) in inputs.iter().zip(&shapes).enumerate() {
+            set_input(&mut model, at, value, shape.as_slice())?;
+        }
+        let plan = plan(model)?;
+        let mut kept = kept();
+        if kept.len() == KEPT_PLANS {
+            kept.remove(0);
+        }
+        kept.push((shapes, Arc::clone(&plan)));
+        Ok(plan)
+    }
+}
+
+fn run(plan: &Arc<TypedRunnableModel>, values: TVec<TValue>) -> Result<TVec<TValue>, String> {
+    plan.run(values).map_err(|error| format!("{error:#}"))
 }
 
 /// Whether dimensions of one name have one size in a request; `names` tells those of an input, `None` for a dimension without.
@@ -220,18 +261,6 @@ fn set_input(
 
 fn plan(model: InferenceModel) -> Result<Arc<TypedRunnableModel>, String> {
     model.into_optimized().and_then(IntoRunnable::into_runnable).map_err(|error| format!("{error:#}"))
-}
-
-fn plan_for(
-    model: &InferenceModel,
-    inputs: &[Value],
-    shapes: &[Vec<usize>],
-) -> Result<Arc<TypedRunnableModel>, String> {
-    let mut model = model.clone();
-    for (at, (value, shape)) in inputs.iter().zip(shapes).enumerate() {
-        set_input(&mut model, at, value, shape.as_slice())?;
-    }
-    plan(model)
 }
 
 /// Source: onnx.proto3, `TensorProto.DataType`.

@@ -221,8 +221,8 @@ impl Config {
     }
 
     /// How graphs are evaluated. Settings of the engine, because a graph is evaluated for a version's component.
-    fn graphs(&self) -> modelhost_engine::GraphConfig {
-        modelhost_engine::GraphConfig { onnxruntime: self.onnxruntime.clone(), threads: self.graph_threads }
+    fn graphs(&self) -> modelhost_nn::Config {
+        modelhost_nn::Config { onnxruntime: self.onnxruntime.clone(), threads: self.graph_threads }
     }
 
     pub(crate) fn runtimes_dir(&self) -> PathBuf {

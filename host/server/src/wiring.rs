@@ -85,6 +85,7 @@ impl Server {
             let serving = watched.upgrade();
             serving.map(|serving| (serving.deployments(), serving.usage())).unwrap_or_default()
         }));
+        metrics.watch_gpus(Box::new(modelhost_nn::gpus));
         serving.publish(catalog.snapshot());
 
         let admin = Arc::new(Admin {

@@ -4,6 +4,7 @@
 //! resolved its version keeps it to the end, whatever is published meanwhile.
 
 mod admission;
+mod batch;
 mod cache;
 mod demand;
 mod lifecycle;

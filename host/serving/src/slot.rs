@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
+use modelhost_core::batch::can_join;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::{Prediction, Role, Tally, VersionUsage};
 use modelhost_core::infer::{Deadline, InferRequest};
@@ -17,6 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Mutex;
 
 use crate::admission::Line;
+use crate::batch::Batcher;
 use crate::demand::Demand;
 use crate::pool::Pool;
 use crate::threads::{Job, LONG};
@@ -37,6 +39,8 @@ pub(crate) struct Slot {
     pub(crate) pool: Arc<Pool>,
     runtime: Arc<dyn ModelRuntime>,
     line: Arc<Line>,
+    /// Joins requests; `None`, where nobody asked for it, or its graphs join them.
+    batcher: Option<Arc<Batcher>>,
     loaded: ArcSwapOption<Ready>,
     /// Held while loading, so that callers who come meanwhile wait for that one load.
     loading: Mutex<Option<LastFailure>>,
@@ -71,6 +75,7 @@ impl Slot {
     ) -> Self {
         Self {
             line: Line::new(&version, Arc::clone(&recorder)),
+            batcher: batcher(&version),
             version,
             recorder,
             pool,
@@ -294,7 +299,13 @@ impl Slot {
         let is_long = role == Role::Challenger || self.line.usual_cpu() > LONG;
         let stands_for = self.stands_for(is_long);
         let used = (stands_for > 0).then_some(Duration::ZERO);
-        let job = Box::pin(Metered { run: model.infer(request, deadline), used });
+        let infer: Job<_> = match &self.batcher {
+            Some(batcher) => {
+                Box::pin(Arc::clone(batcher).infer(model, self.pool.threads.load_full(), request, deadline))
+            }
+            None => model.infer(request, deadline),
+        };
+        let job = Box::pin(Metered { run: infer, used });
         let threads = self.pool.threads.load();
         let (outputs, used) = threads.run(job, is_long).await?;
         let ended = Instant::now();
@@ -337,6 +348,7 @@ impl Slot {
             loaded_bytes: self.is_ready().then_some(footprint.bytes),
             peak_instance_bytes: footprint.peak_instance_bytes,
             loads,
+            graphs: self.loaded.load().as_ref().map(|model| model.graphs()).unwrap_or_default(),
         })
     }
 
@@ -350,6 +362,13 @@ impl Slot {
             }
         }
     }
+}
+
+/// Joins requests where the manifest asks for it and the signature allows it, before a component without graphs.
+fn batcher(version: &Version) -> Option<Arc<Batcher>> {
+    let Version { package, report, .. } = version;
+    let joins = package.batching.joins() && !package.has_graphs() && can_join(&report.signature);
+    joins.then(|| Batcher::new(package.batching))
 }
 
 /// Where a request's time went.

@@ -1,13 +1,13 @@
 //! Where predictions run: short ones on the server's threads, long ones on threads of their deployment.
 //!
 //! Moving a request to another thread costs more than a short prediction. So one that is not known to run long starts where it
-//! arrived, and moves when its first time slice (the engine's, a millisecond) is over. The deployment's threads have a lower priority than
+//! arrived, and moves when a time slice (the engine's, a millisecond) of it was long; one that waits for a graph stays. The deployment's threads have a lower priority than
 //! the server's, so that reading requests and refusing them goes on however busy a deployment is.
 
 use std::pin::Pin;
 use std::sync::OnceLock;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use modelhost_core::deployment::DeploymentName;
 use modelhost_core::error::Error;
@@ -49,8 +49,15 @@ impl Threads {
     /// Runs a job: starts it here unless it is long, and goes on with it on this deployment's threads.
     pub(crate) async fn run<T: Send + 'static>(&self, mut job: Job<T>, is_long: bool) -> Result<T, Error> {
         if !is_long {
-            let first = std::future::poll_fn(|context| Poll::Ready(job.as_mut().poll(context))).await;
-            if let Poll::Ready(done) = first {
+            let here = std::future::poll_fn(|context| {
+                let start = Instant::now();
+                match job.as_mut().poll(context) {
+                    Poll::Ready(done) => Poll::Ready(Some(done)),
+                    Poll::Pending if start.elapsed() < LONG => Poll::Pending,
+                    Poll::Pending => Poll::Ready(None),
+                }
+            });
+            if let Some(done) = here.await {
                 return Ok(done);
             }
         }

@@ -1,5 +1,6 @@
 //! What operators watch: metrics in the Prometheus text format, and log lines.
 
+mod graphs;
 mod logs;
 mod metrics;
 mod statistics;
@@ -7,6 +8,7 @@ mod traces;
 mod triton;
 mod usage;
 
+pub use graphs::ReadGpus;
 pub use logs::{LogFormat, log_level, set_log_level, start_logs};
 pub use metrics::{Metrics, agreement_label};
 pub use traces::{Finished, Trace, Traces};

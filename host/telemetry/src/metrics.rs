@@ -14,6 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::graphs::{GpuCollector, ReadGpus};
 use crate::statistics::Totals;
 use crate::triton::Recorders;
 use crate::usage::{ReadUsage, UsageCollector};
@@ -56,6 +57,7 @@ pub struct Metrics {
     http: Family<Status, Counter>,
     recorders: Recorders,
     usage: UsageCollector,
+    gpus: GpuCollector,
 }
 
 #[derive(Clone)]
@@ -106,7 +108,9 @@ impl Default for Metrics {
         registry.register_collector(Box::new(usage.clone()));
         let mut registries = Registry::default();
         registries.register_collector(Box::new(recorders.clone()));
-        Self { registry, triton: registries, families, http, recorders, usage }
+        let gpus = GpuCollector::default();
+        registries.register_collector(Box::new(gpus.clone()));
+        Self { registry, triton: registries, families, http, recorders, usage, gpus }
     }
 }
 
@@ -137,6 +141,11 @@ impl Metrics {
     /// Shows what deployments and versions hold and do, as `read` tells at each scrape. Only the first call counts.
     pub fn watch(&self, read: ReadUsage) {
         drop(self.usage.0.set(read));
+    }
+
+    /// Shows what the GPUs do, as `read` tells at each scrape. Only the first call counts.
+    pub fn watch_gpus(&self, read: ReadGpus) {
+        drop(self.gpus.0.set(read));
     }
 
     /// Everything in the OpenMetrics text format.

@@ -11,6 +11,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use crate::graphs;
+
 /// Tells what there is now: every deployment, and every version that was used.
 pub type ReadUsage = Box<dyn Fn() -> (Vec<DeploymentStatus>, Vec<VersionUsage>) + Send + Sync>;
 
@@ -30,7 +32,7 @@ fn seconds(nanos: u64) -> f64 {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "metrics are floating-point")]
-fn number(count: u64) -> f64 {
+pub(crate) fn number(count: u64) -> f64 {
     count as f64
 }
 
@@ -110,7 +112,7 @@ impl Collector for UsageCollector {
                 ConstGauge::new(read(took)).encode(family.encode_family(&labels(took))?)?;
             }
         }
-        Ok(())
+        graphs::encode(&mut encoder, &versions)
     }
 }
 

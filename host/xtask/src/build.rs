@@ -9,12 +9,13 @@ use crate::guest_target;
 use crate::sh::{cargo, run, target_dir};
 
 /// Guest packages and the name of the component that each becomes.
-const GUESTS: [(&str, &str); 7] = [
+const GUESTS: [(&str, &str); 8] = [
     ("modelhost-plugin-gbdt", "runtimes/gbdt.wasm"),
     ("modelhost-plugin-linear", "runtimes/linear.wasm"),
     ("modelhost-plugin-onnx", "runtimes/onnx.wasm"),
     ("modelhost-plugin-onnx-sandboxed", "runtimes/onnx-sandboxed.wasm"),
     ("example-custom-model", "examples/custom-model.wasm"),
+    ("example-text-embedding", "examples/text-embedding.wasm"),
     ("guest-faults", "tests/faults.wasm"),
     ("guest-wasi-nn", "tests/wasi-nn.wasm"),
 ];
@@ -36,8 +37,13 @@ pub(crate) fn guests() -> Result<PathBuf> {
         let built = format!("{}.wasm", package.replace('-', "_"));
         place(&build_dir.join("wasm32-wasip2/guest").join(built), &components.join(component))?;
     }
-    let package = crate::sh::root().join("examples/custom-model/package/model.wasm");
-    place(&components.join("examples/custom-model.wasm"), &package)?;
+    for (component, package) in [
+        ("custom-model.wasm", "custom-model/package/model.wasm"),
+        ("text-embedding.wasm", "text-embedding/package/text-embedding.wasm"),
+    ] {
+        let package = crate::sh::root().join("examples").join(package);
+        place(&components.join("examples").join(component), &package)?;
+    }
     Ok(components)
 }
 

@@ -20,7 +20,7 @@ impl Backend for Doubler {
         &self.signature
     }
 
-    fn run(&self, inputs: &[Tensor], _stop: &Stop) -> Result<Vec<Tensor>, Error> {
+    fn run(&self, inputs: &[Tensor], _stop: Option<&Stop>) -> Result<Vec<Tensor>, Error> {
         let input = &inputs[0];
         self.asked.send(input.data().to_vec()).unwrap();
         if let Some(gate) = &self.gate {

