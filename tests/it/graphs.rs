@@ -20,12 +20,25 @@ fn onnxruntime() -> Option<PathBuf> {
 }
 
 /// A host whose default deployment lets versions have graphs.
-fn host() -> Host {
+pub(crate) fn host() -> Host {
     Host::start_with(|config| {
         config.onnxruntime = onnxruntime();
         let bounds = json!({"default": {"capabilities": ["wasi:nn"]}});
         config.deployments = serde_json::from_value(bounds).unwrap();
     })
+}
+
+/// The example that tells digits apart.
+pub(crate) fn digits() -> Package {
+    let folder = root().join("examples/digits");
+    let read = |path: PathBuf| fs::read(path).unwrap();
+    Package {
+        manifest: fs::read_to_string(folder.join("package/model.toml")).unwrap(),
+        files: vec![
+            ("digits.wasm".into(), read(components().join("examples/digits.wasm"))),
+            ("model.onnx".into(), read(folder.join("package/model.onnx"))),
+        ],
+    }
 }
 
 fn x(rows: usize) -> Value {
@@ -45,8 +58,8 @@ fn answers_are_those_of_onnxruntime_in_python() {
             continue;
         }
         for backend in ["tract", "onnxruntime"] {
-            if backend == "tract" && name.starts_with("ml_") {
-                continue; // tract has no operators of ONNX-ML
+            if backend == "tract" && (name.starts_with("ml_") || name == "loop") {
+                continue; // tract has no such operators
             }
             let model = format!("{backend}/{name}");
             let graphs = format!("[graphs]\nbackend = '{backend}'");
@@ -201,6 +214,30 @@ fn the_standard_interface_serves_named_and_loaded_graphs_and_says_what_is_wrong(
 }
 
 #[test]
+fn an_evaluation_past_its_deadline_is_stopped_and_keeps_nobody_waiting() {
+    if onnxruntime().is_none() {
+        return;
+    }
+    let host = host();
+    let package =
+        Package::graph(fixture("loop.onnx"), "limits = { deadline_ms = 200 }\n[graphs]\nsessions = 1");
+    host.client.register("demo/loop", &package, true);
+    let ask = |turns: i64| {
+        let turns = json!({"name": "turns", "datatype": "INT64", "shape": [1], "data": [turns]});
+        let x = json!({"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]});
+        host.client.post("/v2/models/demo/loop/infer", &json!({"inputs": [turns, x]}))
+    };
+    for _ in 0..6 {
+        let late = ask(1 << 40);
+        assert_eq!(late.status, 502, "{late:?}");
+        assert!(late.error().contains("did not answer within its deadline of 200 ms"), "{late:?}");
+        // Its one session is free again, because the evaluation was stopped.
+        let answer = ask(3);
+        assert_eq!(answer.body["outputs"][0]["data"], json!([4.0]), "{answer:?}");
+    }
+}
+
+#[test]
 fn graphs_come_back_after_a_restart_and_stay_within_their_limit() {
     let host = host();
     host.client.register("demo/m", &Package::graph(fixture("mlp.onnx"), "limits = { graph_mib = 1 }"), true);
@@ -209,6 +246,9 @@ fn graphs_come_back_after_a_restart_and_stay_within_their_limit() {
     let much = host.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(40_000)]}));
     assert_eq!(much.status, 400, "{:?}", much.error());
     assert!(much.error().contains("limit graph_mib = 1 allows fewer"), "{:?}", much.error());
+    let config = host.client.get("/v2/models/demo/m/config").body;
+    let said = config["parameters"]["graph model.onnx"]["string_value"].as_str().unwrap();
+    assert!(said.ends_with(" on cpu"), "{said}");
     let metrics = host.client.get("/metrics").body;
     for name in
         ["graph_batch_rows_bucket", "graph_queue_seconds_count", "graph_weight_bytes", "graph_busy_seconds"]
@@ -219,6 +259,44 @@ fn graphs_come_back_after_a_restart_and_stay_within_their_limit() {
     let host = host.restart(|_| {});
     let after = host.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(3)]}));
     assert_eq!(after.body["outputs"], before.body["outputs"]);
+}
+
+#[test]
+fn pictures_are_decoded_in_the_sandbox_and_told_apart_by_the_graph() {
+    let host = host();
+    for backend in ["auto", "tract"] {
+        let mut package = digits();
+        package.manifest.push_str(&format!("\n[graphs]\nbackend = '{backend}'\n"));
+        host.client.register("demo/digits", &package, true);
+        let expected: Vec<Value> =
+            serde_json::from_slice(&fs::read(root().join("examples/digits/expected.json")).unwrap()).unwrap();
+        for case in &expected {
+            let file = root().join("examples/digits/pictures").join(case["picture"].as_str().unwrap());
+            let answer = ask_picture(&host, &fs::read(file).unwrap());
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let output = |at: usize| answer.body["outputs"][at]["data"].as_array().unwrap().clone();
+            assert_eq!(output(0), [case["digit"].clone()]);
+            for (came, expected) in output(1).iter().zip(case["probabilities"].as_array().unwrap()) {
+                assert!((came.as_f64().unwrap() - expected.as_f64().unwrap()).abs() < 1e-5, "{answer:?}");
+            }
+        }
+        let broken = ask_picture(&host, b"no picture");
+        assert_eq!(broken.status, 400, "{broken:?}");
+        assert!(broken.error().contains("input \"picture\", element 0"), "{broken:?}");
+    }
+}
+
+/// One picture as a binary tensor, answered in JSON.
+fn ask_picture(host: &Host, picture: &[u8]) -> modelhost_tests::Answer {
+    let length = u32::try_from(picture.len()).unwrap();
+    let parameters = json!({"binary_data_size": length + 4});
+    let input = json!({"name": "picture", "datatype": "BYTES", "shape": [1], "parameters": parameters});
+    let head = json!({"inputs": [input]}).to_string();
+    let body = [head.as_bytes(), &length.to_le_bytes(), picture].concat();
+    let headers = [("inference-header-content-length", &*head.len().to_string())];
+    host.client
+        .send("POST", &format!("{}/v2/models/demo/digits/infer", host.client.url), &body, &headers)
+        .unwrap()
 }
 
 #[test]

@@ -80,7 +80,8 @@ fn pages_work_in_a_browser() {
         println!("skipped: Chromium and its driver are not installed");
         return;
     }
-    let host = Host::start();
+    let host = crate::graphs::host();
+    host.client.register("demo/digits", &crate::graphs::digits(), true);
     host.client.register("demo/echo-FP32", &Package::fault("echo", ""), true);
     host.client.register("demo/credit", &Package::folder("examples/credit-risk/logistic"), false);
     host.client.register("demo/credit", &Package::folder("examples/credit-risk/xgboost"), true);

@@ -1,6 +1,6 @@
 """Drives the pages with a real headless Chromium. Arguments: host:port, a folder for screenshots.
 
-The host serves demo/credit in two versions, of which one is primary, and demo/echo-FP32, and has no network.
+The host serves demo/credit in two versions, of which one is primary, demo/echo-FP32 and demo/digits, and has no network.
 """
 
 import json
@@ -89,10 +89,24 @@ def docs_work(driver):
     shoot(driver, "docs")
 
 
+def picture_works(driver, name):
+    """A file in the form, and one that is no picture."""
+    folder = Path(__file__).parents[2] / "examples" / "digits"
+    for case in json.loads((folder / "expected.json").read_text())[:3]:
+        driver.get(f"{URL}/models/demo/digits/")
+        driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(folder / "pictures" / case["picture"]))
+        answer = predict(driver, "answer")
+        assert answer.startswith(f"digit: [{case['digit']}]\n"), (case, answer)
+    shoot(driver, f"{name}-picture")
+    driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(folder / "train.py"))
+    assert 'input "picture", element 0' in predict(driver, "error")
+
+
 for scripts in (False, True):
     driver = browser(scripts)
     try:
         form_works(driver, "scripts" if scripts else "plain")
+        picture_works(driver, "scripts" if scripts else "plain")
         if scripts:
             docs_work(driver)
     finally:

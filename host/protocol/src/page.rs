@@ -1,8 +1,10 @@
 //! A page per model: what it is, who gets which share, a form to try it, snippets. HTML that works without scripts.
 //!
 //! The form posts `application/x-www-form-urlencoded`: a field a column where the input is a table, else a field an input, its value JSON.
+//! Where an input is BYTES it posts `multipart/form-data`, so that a file (a picture, say) can be its element.
 
 use askama::Template;
+use bytes::Bytes;
 use modelhost_core::error::Error;
 use modelhost_core::infer::InferRequest;
 use modelhost_core::routing::BUCKETS;
@@ -50,6 +52,7 @@ struct ModelPage<'a> {
     inputs: Vec<TensorRow>,
     outputs: Vec<TensorRow>,
     fields: Vec<Field>,
+    takes_files: bool,
     answer: Option<AnswerRows>,
     error: Option<&'a str>,
     snippet_record: Option<String>,
@@ -85,6 +88,8 @@ enum FieldKind {
     Number,
     Choice(Vec<Choice>),
     Json,
+    /// JSON, or a file.
+    File,
 }
 
 struct Choice {
@@ -174,6 +179,7 @@ pub fn model(
         inputs: tensors(&signature.inputs),
         outputs: tensors(&signature.outputs),
         fields: fields(version, posted, example.as_deref()),
+        takes_files: signature.inputs.iter().any(|spec| spec.dtype == DType::Bytes),
         answer,
         error,
         snippet_record: table_example.map(|fields| example::record(fields).to_string()),
@@ -230,7 +236,7 @@ fn fields(version: &Version, posted: &[(String, String)], example: Option<&[Exam
         None => {
             let field = |spec: &TensorSpec| Field {
                 name: spec.name.clone(),
-                kind: FieldKind::Json,
+                kind: if spec.dtype == DType::Bytes { FieldKind::File } else { FieldKind::Json },
                 value: value(&spec.name),
                 required: true,
                 hint: format!("{} {}", spec.dtype, DisplayShape(&spec.shape)),
@@ -319,21 +325,30 @@ fn snippet_input(spec: &TensorSpec, version: &Version) -> SnippetInput {
     }
 }
 
-/// Takes a posted form apart: names and values, in the order they came.
-pub fn read_form(body: &[u8]) -> Vec<(String, String)> {
-    form_urlencoded::parse(body).map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
+/// A form as it was filled in.
+#[derive(Debug, Default)]
+pub struct Posted {
+    /// Names and values, in the order they came.
+    pub fields: Vec<(String, String)>,
+    /// Names and contents of files that were chosen.
+    pub files: Vec<(String, Bytes)>,
+}
+
+impl Posted {
+    /// Takes a url-encoded form apart.
+    pub fn read(body: &[u8]) -> Self {
+        let fields = form_urlencoded::parse(body);
+        let fields = fields.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
+        Self { fields, files: Vec::new() }
+    }
 }
 
 /// Reads a form as a request. An empty field is a missing value. Errors: invalid argument naming the field.
-pub fn decode(
-    fields: &[(String, String)],
-    version: &Version,
-    sticky_field: Option<&str>,
-) -> Result<InferRequest, Error> {
+pub fn decode(posted: &Posted, version: &Version, sticky_field: Option<&str>) -> Result<InferRequest, Error> {
     let signature = &version.report.signature;
     if signature.table().is_some() {
         let mut rows = Rows::new(version, sticky_field)?;
-        for (name, value) in fields {
+        for (name, value) in &posted.fields {
             if let crate::table::Field::Column(at) = rows.field(name)? {
                 rows.text(value.as_bytes(), at)?;
             }
@@ -342,9 +357,17 @@ pub fn decode(
         return rows.take();
     }
     let mut request = InferRequest::default();
-    for (name, value) in fields {
-        let spec = signature.inputs.iter().find(|spec| spec.name == *name);
-        let spec = spec.ok_or_else(|| Error::invalid(format!("input {name:?} is not in the signature")))?;
+    let spec_of = |name: &str| {
+        let spec = signature.inputs.iter().find(|spec| spec.name == name);
+        spec.ok_or_else(|| Error::invalid(format!("input {name:?} is not in the signature")))
+    };
+    for (name, file) in &posted.files {
+        let shape = vec![1; spec_of(name)?.shape.len()];
+        request.inputs.push(Tensor::from_bytes_elements(name.clone(), shape, [file.as_ref()])?);
+    }
+    let is_file = |name: &String| posted.files.iter().any(|(file, _)| file == name);
+    for (name, value) in posted.fields.iter().filter(|(name, _)| !is_file(name)) {
+        let spec = spec_of(name)?;
         let mut reader = Reader::new(value.as_bytes());
         let (shape, data) = read_nested(&mut reader, name, spec.dtype)?;
         reader.finish()?;
@@ -365,20 +388,32 @@ mod tests {
 
     #[test]
     fn a_form_is_a_row() {
-        let fields = read_form(b"age=1.5&purpose=tv&user=u%31");
-        let request = decode(&fields, &version(), Some("user")).unwrap();
+        let posted = Posted::read(b"age=1.5&purpose=tv&user=u%31");
+        let request = decode(&posted, &version(), Some("user")).unwrap();
         assert_eq!(request.inputs, [fp32("input", &[1, 2], &[1.5, 1.0])]);
-        let wrong = decode(&read_form(b"age=old&purpose="), &version(), None).unwrap_err();
+        let wrong = decode(&Posted::read(b"age=old&purpose="), &version(), None).unwrap_err();
         assert_eq!(wrong.message, "record 0, field \"age\": \"old\" is not a number");
     }
 
     #[test]
     fn a_form_is_json_where_the_input_is_no_table() {
         let version = with_inputs(&[("x", DType::Int8, &[None])]);
-        let request = decode(&read_form(b"x=[1,2]"), &version, None).unwrap();
+        let request = decode(&Posted::read(b"x=[1,2]"), &version, None).unwrap();
         assert_eq!(format!("{:?}", request.inputs), "[x INT8[2] (2 bytes)]");
-        assert!(decode(&read_form(b"x=[1"), &version, None).is_err());
-        assert!(decode(&read_form(b"y=1"), &version, None).unwrap_err().message.contains("\"y\""));
+        assert!(decode(&Posted::read(b"x=[1"), &version, None).is_err());
+        assert!(decode(&Posted::read(b"y=1"), &version, None).unwrap_err().message.contains("\"y\""));
+    }
+
+    #[test]
+    fn a_file_is_the_element_of_an_input_of_bytes() {
+        let version = with_inputs(&[("picture", DType::Bytes, &[None])]);
+        assert!(page(&version, &[], &Outcome::Empty).contains("multipart/form-data"));
+        let posted = Posted {
+            fields: vec![("picture".to_owned(), String::new())],
+            files: vec![("picture".to_owned(), Bytes::from_static(b"\xffpng"))],
+        };
+        let request = decode(&posted, &version, None).unwrap();
+        assert_eq!(request.inputs[0].bytes_elements().collect::<Vec<_>>(), [b"\xffpng"]);
     }
 
     #[test]

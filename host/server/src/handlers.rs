@@ -31,7 +31,7 @@ use modelhost_telemetry::{Metrics, Traces};
 
 pub(crate) use answer::shown;
 use answer::{JSON, body, json, refuse, wrong_method};
-use page::wants_html;
+use page::{is_form, wants_html};
 use route::Route;
 
 use crate::body::{Bounds, Coding, ResponseBody, collect, drain, whole};
@@ -146,7 +146,7 @@ impl Public {
         let kind = call.head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
         if kind.starts_with(b"text/csv") {
             self.csv(target, call).await
-        } else if kind.starts_with(b"application/x-www-form-urlencoded") && wants_html(&call.head.headers) {
+        } else if is_form(kind) && wants_html(&call.head.headers) {
             self.form(target, call).await
         } else {
             self.records(target, call).await

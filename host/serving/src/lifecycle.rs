@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use modelhost_core::deployment::DeploymentName;
 use modelhost_core::error::Error;
 use modelhost_core::event::{DeploymentStatus, VersionUsage};
+use modelhost_core::graph::GraphStatus;
 use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::ports::{BoxFuture, Lifecycle, ModelRuntime, Observer, Recorder};
 use modelhost_core::routing;
@@ -118,6 +119,11 @@ impl Serving {
                 tracing::warn!(%model, %version, %error, "not loaded");
             }
         }
+    }
+
+    /// What the version's graphs do, while it is in memory.
+    pub fn graphs(&self, version: &Version) -> Vec<GraphStatus> {
+        self.slot_of(version).map(|slot| slot.graphs()).unwrap_or_default()
     }
 
     fn slot_of(&self, version: &Version) -> Result<Arc<Slot>, Error> {

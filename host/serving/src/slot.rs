@@ -10,6 +10,7 @@ use arc_swap::ArcSwapOption;
 use modelhost_core::batch::can_join;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::{Prediction, Role, Tally, VersionUsage};
+use modelhost_core::graph::GraphStatus;
 use modelhost_core::infer::{Deadline, InferRequest};
 use modelhost_core::ports::{Footprint, LoadedModel, ModelRuntime, Recorder};
 use modelhost_core::tensor::Tensor;
@@ -326,6 +327,11 @@ impl Slot {
         }
     }
 
+    /// What its graphs do; nothing, when it is not in memory.
+    pub(crate) fn graphs(&self) -> Vec<GraphStatus> {
+        self.loaded.load().as_ref().map(|model| model.graphs()).unwrap_or_default()
+    }
+
     /// What it took and holds; nothing, when it was never used and is not in memory.
     pub(crate) fn usage(&self) -> Option<VersionUsage> {
         let statistics = self.recorder.statistics();
@@ -348,7 +354,7 @@ impl Slot {
             loaded_bytes: self.is_ready().then_some(footprint.bytes),
             peak_instance_bytes: footprint.peak_instance_bytes,
             loads,
-            graphs: self.loaded.load().as_ref().map(|model| model.graphs()).unwrap_or_default(),
+            graphs: self.graphs(),
         })
     }
 

@@ -9,12 +9,13 @@ use crate::guest_target;
 use crate::sh::{cargo, run, target_dir};
 
 /// Guest packages and the name of the component that each becomes.
-const GUESTS: [(&str, &str); 8] = [
+const GUESTS: [(&str, &str); 9] = [
     ("modelhost-plugin-gbdt", "runtimes/gbdt.wasm"),
     ("modelhost-plugin-linear", "runtimes/linear.wasm"),
     ("modelhost-plugin-onnx", "runtimes/onnx.wasm"),
     ("modelhost-plugin-onnx-sandboxed", "runtimes/onnx-sandboxed.wasm"),
     ("example-custom-model", "examples/custom-model.wasm"),
+    ("example-digits", "examples/digits.wasm"),
     ("example-text-embedding", "examples/text-embedding.wasm"),
     ("guest-faults", "tests/faults.wasm"),
     ("guest-wasi-nn", "tests/wasi-nn.wasm"),
@@ -39,6 +40,7 @@ pub(crate) fn guests() -> Result<PathBuf> {
     }
     for (component, package) in [
         ("custom-model.wasm", "custom-model/package/model.wasm"),
+        ("digits.wasm", "digits/package/digits.wasm"),
         ("text-embedding.wasm", "text-embedding/package/text-embedding.wasm"),
     ] {
         let package = crate::sh::root().join("examples").join(package);

@@ -2,6 +2,7 @@
 
 use modelhost_core::error::Error;
 use modelhost_core::event::{Statistics, Tally};
+use modelhost_core::graph::GraphStatus;
 use modelhost_core::tensor::TensorSpec;
 use modelhost_core::version::{Model, Version};
 use serde_json::{Map, Value, json};
@@ -28,10 +29,14 @@ pub fn model_metadata(model: &Model, version: &Version) -> Value {
 }
 
 /// A model's configuration (`GET /v2/models/{model}/config`): the part of Triton's that has a meaning here. Its shapes hold the
-/// batch dimension, so `max_batch_size` is 0.
-pub fn model_config(version: &Version) -> Value {
+/// batch dimension, so `max_batch_size` is 0. Its parameters say what evaluates each of the version's `graphs`, while it is in memory.
+pub fn model_config(version: &Version, graphs: &[GraphStatus]) -> Value {
     let signature = &version.report.signature;
     let tensor = |spec: &TensorSpec| json!({"name": spec.name, "data_type": spec.dtype.config_name(), "dims": spec.wire_shape()});
+    let graph = |graph: &GraphStatus| {
+        let what = format!("{} on {}", graph.backend, graph.device);
+        (format!("graph {}", graph.name), json!({"string_value": what}))
+    };
     json!({
         "name": version.model.as_str(),
         "platform": version.platform,
@@ -40,6 +45,7 @@ pub fn model_config(version: &Version) -> Value {
         "input": signature.inputs.iter().map(tensor).collect::<Vec<_>>(),
         "output": signature.outputs.iter().map(tensor).collect::<Vec<_>>(),
         "response_cache": {"enable": version.package.response_cache},
+        "parameters": graphs.iter().map(graph).collect::<Map<_, _>>(),
     })
 }
 

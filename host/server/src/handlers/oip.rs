@@ -36,7 +36,7 @@ impl Public {
 
     pub(super) fn model_config(&self, target: Target<'_>) -> Answer {
         let (_, version) = self.serving.describe(target)?;
-        Ok(json(&oip_rest::model_config(&version)))
+        Ok(json(&oip_rest::model_config(&version, &self.serving.graphs(&version))))
     }
 
     pub(super) fn model_ready(&self, target: Target<'_>) -> Answer {

@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, HOST, HeaderMap, HeaderValue};
+use bytes::Bytes;
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use hyper::{Response, StatusCode};
 use modelhost_core::error::Error;
 use modelhost_core::version::Version;
-use modelhost_protocol::page::{self, Outcome};
+use modelhost_protocol::page::{self, Outcome, Posted};
 use modelhost_protocol::{openapi, status};
 use modelhost_serving::Target;
 
@@ -74,14 +75,15 @@ impl Public {
 
     /// Answers a filled-in form with the page and the answer, or with why there is none.
     pub(super) async fn form(&self, target: Target<'_>, call: &mut Call) -> Answer {
-        let posted = page::read_form(&self.collect(call).await?);
+        let body = self.collect(call).await?;
+        let posted = read_form(&call.head.headers, body).await?;
         let decoding = Instant::now();
         let answered = self.answer_form(target, call, &posted, decoding).await;
         match answered {
             Ok(page) => Ok(page),
             Err(error) => {
                 let error = shown(&error, &call.record.request_id);
-                let mut page = self.render(target, call, None, &posted, &Outcome::Failed(&error))?;
+                let mut page = self.render(target, call, None, &posted.fields, &Outcome::Failed(&error))?;
                 *page.status_mut() = StatusCode::from_u16(status::http(error.code)).unwrap_or_default();
                 Ok(page)
             }
@@ -92,11 +94,11 @@ impl Public {
         &self,
         target: Target<'_>,
         call: &mut Call,
-        posted: &[(String, String)],
+        posted: &Posted,
         decoding: Instant,
     ) -> Answer {
         let field = |field: &str| {
-            let found = posted.iter().find(|(name, _)| name == field);
+            let found = posted.fields.iter().find(|(name, _)| name == field);
             found.map(|(_, value)| value.clone().into_bytes())
         };
         let (resolved, sticky_field) = self.resolve_by(target, call, field)?;
@@ -105,7 +107,7 @@ impl Public {
         let keep = |_: &Version, outputs: &[modelhost_core::tensor::Tensor]| Ok(outputs.to_vec());
         let outputs = call.record.predict(&resolved, request, self.request_timeout, keep).await?;
         let version = resolved.version();
-        self.render(target, call, Some(version), posted, &Outcome::Answered(version, &outputs))
+        self.render(target, call, Some(version), &posted.fields, &Outcome::Answered(version, &outputs))
     }
 
     /// The page as `version` sees it, or the version that the target names.
@@ -133,6 +135,32 @@ fn page_of(html: String) -> Response<ResponseBody> {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'";
     response.headers_mut().insert("content-security-policy", HeaderValue::from_static(policy));
     response
+}
+
+/// What browsers call a filled-in form.
+pub(super) fn is_form(content_type: &[u8]) -> bool {
+    content_type.starts_with(b"application/x-www-form-urlencoded")
+        || content_type.starts_with(b"multipart/form-data")
+}
+
+/// Takes a form apart, url-encoded or in parts. A file that was not chosen has neither name nor content.
+/// Errors: invalid argument, when its parts cannot be told apart.
+async fn read_form(headers: &HeaderMap, body: Bytes) -> Result<Posted, Error> {
+    let wrong = |error: multer::Error| Error::invalid(format!("form: {error}"));
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let Ok(boundary) = multer::parse_boundary(kind) else { return Ok(Posted::read(&body)) };
+    let whole = futures_util::stream::once(async { Ok::<_, std::convert::Infallible>(body) });
+    let mut parts = multer::Multipart::new(whole, boundary);
+    let mut posted = Posted::default();
+    while let Some(part) = parts.next_field().await.map_err(wrong)? {
+        let name = part.name().unwrap_or_default().to_owned();
+        match part.file_name() {
+            None => posted.fields.push((name, part.text().await.map_err(wrong)?)),
+            Some("") => {}
+            Some(_) => posted.files.push((name, part.bytes().await.map_err(wrong)?)),
+        }
+    }
+    Ok(posted)
 }
 
 /// `curl -d` calls JSON a form too, but does not ask for HTML.
