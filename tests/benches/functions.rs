@@ -212,6 +212,10 @@ fn graphs(criterion: &mut Criterion) {
                 bencher.iter(|| model.infer(&request))
             });
         }
+        if path != minilm {
+            let model = Model::load("runtimes/onnx-sandboxed.wasm", Some(path), Isolation::Request, &[]);
+            group.bench_function("sandboxed, request", |bencher| bencher.iter(|| model.infer(&request)));
+        }
         group.finish();
     }
 }

@@ -143,11 +143,12 @@ impl OnnxRuntime {
             let specs = self.signature.outputs.iter();
             specs.zip(outputs.values()).map(|(spec, value)| output(spec, &value)).collect()
         };
-        let Some(stop) = stop else { return read(session.run(values.as_slice()).map_err(of_run)?) };
+        let failed = |error| out_of_memory(&error, &self.memory).unwrap_or_else(|| of_run(error));
+        let Some(stop) = stop else { return read(session.run(values.as_slice()).map_err(failed)?) };
         let options = Arc::new(RunOptions::new().map_err(of_run)?);
         let end = Arc::clone(&options);
         stop.set(Arc::new(move || drop(end.terminate())));
-        read(session.run_with_options(values.as_slice(), &*options).map_err(of_run)?)
+        read(session.run_with_options(values.as_slice(), &*options).map_err(failed)?)
     }
 }
 

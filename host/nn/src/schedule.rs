@@ -447,6 +447,8 @@ impl Scheduler {
         let needed = state.threads < self.threads;
         if needed {
             state.threads += 1;
+        } else if state.idle > 0 {
+            self.wake.notify_one(); // its lane may have had no place for those who wait
         }
         needed
     }

@@ -1,5 +1,6 @@
 //! tract: pure Rust, always there. Several threads evaluate one plan at once. An evaluation cannot be stopped before its end.
 
+use std::panic::catch_unwind;
 use std::sync::Arc;
 
 use modelhost_core::error::{Error, ErrorCode};
@@ -21,7 +22,9 @@ impl Tract {
     pub(crate) fn open(file: &[u8], memory: &Arc<Memory>) -> Result<Self, Error> {
         // What the file holds beside the weights is small.
         let weights = memory.weights(file.len() as u64)?;
-        let graph = Graph::parse(file).map_err(|why| Error::new(ErrorCode::PluginFault, why))?;
+        let parsed =
+            catch_unwind(|| Graph::parse(file)).unwrap_or_else(|_| Err("tract panicked over it".to_owned()));
+        let graph = parsed.map_err(|why| Error::new(ErrorCode::PluginFault, why))?;
         let signature = graph.signature();
         Ok(Self { graph, signature, _weights: weights })
     }

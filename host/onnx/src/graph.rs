@@ -8,7 +8,7 @@ use modelhost_core::model::Signature;
 use modelhost_core::tensor::{DType, Tensor, TensorSpec};
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::dimension;
-use tract_onnx::pb::{GraphProto, ValueInfoProto, type_proto};
+use tract_onnx::pb::{GraphProto, TensorProto, ValueInfoProto, type_proto};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::{InferenceFact, ShapeFactoid};
 
@@ -60,6 +60,7 @@ impl Graph {
             .proto_model_for_read(&mut std::io::Cursor::new(file))
             .map_err(|error| format!("it is no ONNX file, or a truncated one: {error:#}"))?;
         let graph = proto.graph.as_ref().ok_or("it holds no graph")?;
+        check_constants(graph)?;
         let inputs: Vec<_> = fed(graph).map(|value| Value::read("input", value)).collect::<Result<_, _>>()?;
         let outputs: Vec<_> =
             graph.output.iter().map(|value| Value::read("output", value)).collect::<Result<_, _>>()?;
@@ -242,6 +243,41 @@ impl Value {
 
 fn fault(why: String) -> Error {
     Error::new(ErrorCode::PluginFault, why)
+}
+
+/// tract computes what is constant when it plans: a few bytes of file must not make it fill the memory.
+fn check_constants(graph: &GraphProto) -> Result<(), String> {
+    for node in &graph.node {
+        let at = match &*node.op_type {
+            "ConstantOfShape" => 0,
+            "Expand" | "Tile" => 1,
+            _ => continue,
+        };
+        let shape =
+            node.input.get(at).and_then(|name| graph.initializer.iter().find(|given| given.name == *name));
+        let sizes = shape.map(integers).unwrap_or_default();
+        let elements = sizes.iter().try_fold(1_i64, |product, size| product.checked_mul(*size));
+        if elements.is_none_or(|elements| elements > MOST_CONSTANT) {
+            return Err(format!(
+                "node {:?} ({}): sizes {sizes:?} make more than {MOST_CONSTANT} elements",
+                node.name, node.op_type
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Elements of one constant tensor.
+const MOST_CONSTANT: i64 = 1 << 26;
+
+/// The elements of an INT64 initializer. Source: onnx.proto3, `TensorProto`.
+fn integers(tensor: &TensorProto) -> Vec<i64> {
+    let (chunks, _) = tensor.raw_data.as_chunks::<8>();
+    if chunks.is_empty() {
+        tensor.int64_data.clone()
+    } else {
+        chunks.iter().map(|chunk| i64::from_le_bytes(*chunk)).collect()
+    }
 }
 
 /// The inputs that a caller feeds: initializers may be listed among the inputs too.

@@ -172,6 +172,12 @@ fn an_unknown_operator_is_named() {
 }
 
 #[test]
+fn a_constant_that_would_fill_the_memory_is_refused() {
+    let Err(why) = Graph::parse(&read("huge_constant.onnx")) else { panic!("it was read") };
+    assert!(why.contains("node \"fill\" (ConstantOfShape): sizes [1099511627776] make more than"), "{why}");
+}
+
+#[test]
 fn a_file_truncated_anywhere_is_an_error_or_a_graph_and_never_a_panic() {
     let file = read("mlp.onnx");
     for length in 0..file.len() {

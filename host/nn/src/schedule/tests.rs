@@ -50,6 +50,10 @@ struct Fixture {
 }
 
 fn lane(max_batch: u32, max_delay: Duration, gated: bool) -> Fixture {
+    lane_of(usize::MAX, max_batch, max_delay, gated)
+}
+
+fn lane_of(width: usize, max_batch: u32, max_delay: Duration, gated: bool) -> Fixture {
     let spec = |name: &str| TensorSpec {
         name: name.into(),
         dtype: DType::Uint8,
@@ -62,7 +66,7 @@ fn lane(max_batch: u32, max_delay: Duration, gated: bool) -> Fixture {
         signature: Signature { inputs: vec![spec("x")], outputs: vec![spec("y")] },
         asked,
         gate: gated.then(|| Mutex::new(gate)),
-        width: usize::MAX,
+        width,
     };
     let lane = Arc::new(Lane::new(Box::new(backend), Batching { max_batch, max_delay }));
     Fixture { lane, asked: was_asked, gate: open }
@@ -186,4 +190,17 @@ async fn a_caller_who_left_is_not_answered() {
     first.await.unwrap().unwrap();
     assert_eq!(ask(&scheduler, &lane, &[3], SOON).await.unwrap().unwrap(), [6]);
     assert_eq!(asked.try_iter().collect::<Vec<_>>(), [[3]]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_that_a_lost_evaluation_had_is_taken_when_it_ends() {
+    let scheduler = Scheduler::new(1);
+    let Fixture { lane, asked, gate } = lane_of(1, 1, Duration::ZERO, true);
+    let error = ask(&scheduler, &lane, &[1], Duration::from_millis(20)).await.unwrap().unwrap_err();
+    assert_eq!(error.code, ErrorCode::DeadlineExceeded);
+    let next = ask(&scheduler, &lane, &[2], SOON);
+    waiting(&lane, 1).await;
+    drop(gate);
+    assert_eq!(next.await.unwrap().unwrap(), [4]);
+    assert_eq!(asked.try_iter().collect::<Vec<_>>(), [[1], [2]]);
 }
