@@ -11,6 +11,7 @@ use modelhost_core::infer::conform_inputs;
 use modelhost_core::model::Signature;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::GRAPH_SUFFIX;
+use modelhost_onnx::is_bounded;
 use ort::ep::{self, ExecutionProvider as _};
 
 use crate::backend::Backend;
@@ -137,7 +138,7 @@ impl Graphs {
     fn open(&self, name: &str, file: &Bytes) -> Result<Graph, Error> {
         let named = |error: Error| Error::new(error.code, format!("graph {name}: {}", error.message));
         let Opened { backend, label, device } = self.choose(file).map_err(named)?;
-        let lane = Arc::new(Lane::new(backend, self.batching));
+        let lane = Arc::new(Lane::new(backend, self.batching, is_bounded(file)));
         Ok(Graph {
             name: name.to_owned(),
             backend: label,

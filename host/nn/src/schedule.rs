@@ -27,7 +27,8 @@ mod tests;
 const MOST_LOST_OF_LANE: usize = 4;
 const MOST_LOST: usize = 64;
 
-/// A graph that usually takes no longer is evaluated on the thread that asks: going to another costs as much.
+/// A graph that usually takes no longer is evaluated on the thread that asks: going to another costs as much. Not one whose work may
+/// be endless for the next values.
 const SHORT: Duration = Duration::from_micros(100);
 
 /// How many evaluations must have been seen before that is believed, and of how many bytes of tensors: another request may bring more.
@@ -42,6 +43,8 @@ pub(crate) struct Lane {
     pub(crate) backend: Box<dyn Backend>,
     batching: Batching,
     can_join: bool,
+    /// Its work follows from the shapes of its inputs.
+    is_bounded: bool,
     /// Guarded by the scheduler's lock.
     queue: Mutex<VecDeque<Job>>,
     /// Evaluations that run.
@@ -78,12 +81,13 @@ impl Counts {
 }
 
 impl Lane {
-    pub(crate) fn new(backend: Box<dyn Backend>, batching: Batching) -> Self {
+    pub(crate) fn new(backend: Box<dyn Backend>, batching: Batching, is_bounded: bool) -> Self {
         let can_join = batching.joins() && batch::can_join(backend.signature());
         Self {
             backend,
             batching,
             can_join,
+            is_bounded,
             queue: Mutex::default(),
             running: AtomicUsize::new(0),
             lost: AtomicUsize::new(0),
@@ -106,6 +110,7 @@ impl Lane {
 
     fn is_short(&self, inputs: &[Tensor]) -> bool {
         !self.can_join
+            && self.is_bounded
             && inputs.iter().map(|input| input.data().len()).sum::<usize>() <= SMALL
             && self.backend.is_on_cpu()
             && self.seen.load(Ordering::Relaxed) >= SEEN

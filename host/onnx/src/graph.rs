@@ -245,6 +245,39 @@ fn fault(why: String) -> Error {
     Error::new(ErrorCode::PluginFault, why)
 }
 
+/// Operators whose work follows from values, not from the shapes of what a caller feeds: turns of a loop, sizes of what is filled.
+const UNBOUNDED: [&str; 11] = [
+    "ConstantOfShape",
+    "Expand",
+    "If",
+    "Loop",
+    "OneHot",
+    "Pad",
+    "Range",
+    "Resize",
+    "Scan",
+    "Tile",
+    "Upsample",
+];
+
+/// Largest file that [`is_bounded`] reads.
+const SMALL_FILE: usize = 1 << 20;
+
+/// Whether a graph's work follows from the shapes of what a caller feeds alone, so that equal shapes take equal time. Only small files are
+/// looked into; of others it says no.
+pub fn is_bounded(file: &[u8]) -> bool {
+    if file.len() > SMALL_FILE {
+        return false;
+    }
+    let Ok(model) = tract_onnx::onnx().proto_model_for_read(&mut std::io::Cursor::new(file)) else {
+        return false;
+    };
+    let is_standard = |domain: &str| matches!(domain, "" | "ai.onnx" | "ai.onnx.ml");
+    let nodes = model.graph.iter().flat_map(|graph| &graph.node);
+    model.functions.is_empty()
+        && nodes.into_iter().all(|node| is_standard(&node.domain) && !UNBOUNDED.contains(&&*node.op_type))
+}
+
 /// tract computes what is constant when it plans: a few bytes of file must not make it fill the memory.
 fn check_constants(graph: &GraphProto) -> Result<(), String> {
     for node in &graph.node {

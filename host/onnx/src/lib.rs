@@ -4,7 +4,7 @@
 mod element;
 mod graph;
 
-pub use graph::{Graph, check_names};
+pub use graph::{Graph, check_names, is_bounded};
 
 #[cfg(test)]
 mod tests;

@@ -172,6 +172,17 @@ fn an_unknown_operator_is_named() {
 }
 
 #[test]
+fn a_loop_and_a_filled_tensor_take_what_their_values_say() {
+    for (name, bounded) in
+        [("mlp", true), ("attention", true), ("ml_forest", true), ("loop", false), ("huge_constant", false)]
+    {
+        assert_eq!(crate::is_bounded(&read(&format!("{name}.onnx"))), bounded, "{name}");
+    }
+    assert!(!crate::is_bounded(&read("unknown_operator.onnx")));
+    assert!(!crate::is_bounded(b"no graph"));
+}
+
+#[test]
 fn a_constant_that_would_fill_the_memory_is_refused() {
     let Err(why) = Graph::parse(&read("huge_constant.onnx")) else { panic!("it was read") };
     assert!(why.contains("node \"fill\" (ConstantOfShape): sizes [1099511627776] make more than"), "{why}");

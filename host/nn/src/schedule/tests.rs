@@ -68,7 +68,7 @@ fn lane_of(width: usize, max_batch: u32, max_delay: Duration, gated: bool) -> Fi
         gate: gated.then(|| Mutex::new(gate)),
         width,
     };
-    let lane = Arc::new(Lane::new(Box::new(backend), Batching { max_batch, max_delay }));
+    let lane = Arc::new(Lane::new(Box::new(backend), Batching { max_batch, max_delay }, true));
     Fixture { lane, asked: was_asked, gate: open }
 }
 
