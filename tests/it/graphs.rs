@@ -183,8 +183,7 @@ fn a_library_that_is_missing_or_another_is_named() {
 #[test]
 fn the_standard_interface_serves_named_and_loaded_graphs_and_says_what_is_wrong() {
     let host = host();
-    let manifest =
-        "component = 'guest.wasm'\nartifacts = ['mlp.onnx', 'graph.bin']\ncapabilities = ['wasi:nn']\n";
+    let manifest = "component = 'guest.wasm'\nartifacts = ['mlp.onnx', 'graph.bin']\ncapabilities = ['wasi:nn']\nlimits = { graph_mib = 100 }\n";
     let package = Package {
         manifest: manifest.to_owned(),
         files: vec![
@@ -201,6 +200,9 @@ fn the_standard_interface_serves_named_and_loaded_graphs_and_says_what_is_wrong(
     let named = ask("named");
     assert_eq!(named.status, 200, "{named:?}");
     assert_eq!(ask("bytes").body["outputs"], named.body["outputs"]);
+    let kept = ask("keeps tensors");
+    assert_eq!(kept.status, 503, "{kept:?}");
+    assert!(kept.error().contains("do not fit beside"), "{kept:?}");
     for (how, why) in [
         ("wrong name", "ErrorCode::InvalidArgument: input \"x\" is missing"),
         ("wrong type", "ErrorCode::InvalidArgument: input \"x\": datatype INT32 is not FP32"),

@@ -43,8 +43,8 @@ pub(crate) mod held {
 
     use modelhost_core::{error, tensor};
 
-    /// A tensor without a name.
-    pub struct Tensor(pub(super) tensor::Tensor);
+    /// A tensor without a name, counted while the guest has it.
+    pub struct Tensor(pub(super) tensor::Tensor, pub(super) modelhost_nn::Held);
 
     /// A graph.
     #[derive(Clone)]
@@ -66,6 +66,12 @@ impl GraphState {
         self.graphs.as_ref().ok_or_else(|| {
             Error::not_found("this version has no graphs: its manifest names no artifact that ends in .onnx")
         })
+    }
+
+    /// Gives the guest a tensor, within its version's limit.
+    fn push(&mut self, tensor: tensor::Tensor) -> wasmtime::Result<Resource<Tensor>> {
+        let held = self.graphs()?.hold(&tensor)?;
+        Ok(self.table().push(Tensor(tensor, held))?)
     }
 
     fn table(&mut self) -> &mut ResourceTable {
@@ -118,7 +124,7 @@ impl nn::tensor::HostTensor for State {
     ) -> wasmtime::Result<Resource<Tensor>> {
         let shape = dimensions.into_iter().map(u64::from).collect();
         let tensor = tensor::Tensor::new(String::new(), dtype(ty), shape, data.into())?;
-        Ok(self.graphs.table().push(Tensor(tensor))?)
+        self.graphs.push(tensor)
     }
 
     fn dimensions(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<Vec<u32>> {
@@ -151,8 +157,9 @@ impl nn::graph::Host for State {
         let loaded = match (encoding, builders.len()) {
             (GraphEncoding::Onnx | GraphEncoding::Autodetect, 1) => {
                 let file = Bytes::from(builders.swap_remove(0));
+                let until = self.stop.at(Instant::now());
                 match self.graphs.graphs().cloned() {
-                    Ok(graphs) => load(graphs, file, target).await,
+                    Ok(graphs) => load(graphs, file, target, until).await,
                     Err(error) => Err(error),
                 }
             }
@@ -177,7 +184,12 @@ impl nn::graph::Host for State {
     }
 }
 
-async fn load(graphs: Arc<Graphs>, file: Bytes, target: ExecutionTarget) -> Result<Graph, Error> {
+async fn load(
+    graphs: Arc<Graphs>,
+    file: Bytes,
+    target: ExecutionTarget,
+    until: Instant,
+) -> Result<Graph, Error> {
     let target = match target {
         ExecutionTarget::Cpu => Target::Cpu,
         ExecutionTarget::Gpu => Target::Gpu,
@@ -186,7 +198,10 @@ async fn load(graphs: Arc<Graphs>, file: Bytes, target: ExecutionTarget) -> Resu
         }
     };
     let loading = tokio::task::spawn_blocking(move || graphs.load(&file, target));
-    let graph = loading.await.map_err(|error| Error::internal(format!("load: {error}")))??;
+    let late =
+        |_| Error::new(ErrorCode::DeadlineExceeded, "load: the graph was not read before the deadline");
+    let loaded = tokio::time::timeout_at(until.into(), loading).await.map_err(late)?;
+    let graph = loaded.map_err(|error| Error::internal(format!("load: {error}")))??;
     Ok(Graph(Arc::new(graph)))
 }
 
@@ -218,15 +233,14 @@ impl nn::inference::HostGraphExecutionContext for State {
         let graph = Arc::clone(graph);
         let mut tensors = Vec::with_capacity(inputs.len());
         for (name, tensor) in inputs {
-            let Tensor(tensor) = table.delete(tensor)?;
+            let Tensor(tensor, _held) = table.delete(tensor)?;
             tensors.push(tensor.named(name));
         }
         match State::compute(self, &graph, tensors).await {
             Ok(outputs) => {
-                let table = self.graphs.table();
                 let outputs = outputs.into_iter().map(|output| {
                     let name = output.name().to_owned();
-                    Ok((name, table.push(Tensor(output))?))
+                    Ok((name, self.graphs.push(output)?))
                 });
                 Ok(Ok(outputs.collect::<wasmtime::Result<_>>()?))
             }

@@ -16,7 +16,7 @@ use ort::ep::{self, ExecutionProvider as _};
 
 use crate::backend::Backend;
 use crate::library::Library;
-use crate::memory::Memory;
+use crate::memory::{Held, Memory};
 use crate::onnxruntime::{OnnxRuntime, Settings};
 use crate::schedule::{Lane, Scheduler};
 use crate::tract::Tract;
@@ -112,6 +112,11 @@ impl Graphs {
             ));
         }
         self.open("loaded by the component", file)
+    }
+
+    /// Counts a tensor that a component keeps here. Errors: resource exhausted; plugin fault, when it would not fit alone either.
+    pub fn hold(&self, tensor: &Tensor) -> Result<Held, Error> {
+        self.memory.tensors(std::slice::from_ref(tensor), ErrorCode::PluginFault)
     }
 
     /// What the graphs do.

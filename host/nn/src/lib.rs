@@ -16,3 +16,4 @@ mod tract;
 pub use gpus::gpus;
 pub use graphs::{Config, Graph, Graphs, Runtime};
 pub use library::environment;
+pub use memory::Held;

@@ -16,7 +16,7 @@ pub(crate) struct Memory {
 }
 
 /// Bytes that are held until this is dropped.
-pub(crate) struct Held {
+pub struct Held {
     memory: Arc<Memory>,
     bytes: u64,
     of: fn(&Memory) -> &AtomicU64,
