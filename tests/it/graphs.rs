@@ -363,18 +363,25 @@ fn versions_of_one_graph_share_neither_answers_nor_failures() {
 #[test]
 fn a_component_without_graphs_is_asked_in_batches() {
     let host = host();
-    let batching = "[batching]\nmax_batch = 4\nmax_delay_us = 20000";
-    host.client.register("demo/echo", &Package::fault("echo", batching), true);
-    let ask = |caller: u32| {
+    let batching = "[batching]\nmax_batch = 4\nmax_delay_us = 1000000";
+    for fault in ["echo", "rows"] {
+        host.client.register(&format!("demo/{fault}"), &Package::fault(fault, batching), true);
+    }
+    let ask = |model: &str, caller: u32| {
         let x = json!({"name": "x", "datatype": "FP32", "shape": [1], "data": [caller]});
-        host.client.post("/v2/models/demo/echo/infer", &json!({"inputs": [x]})).body
+        let answer = host.client.post(&format!("/v2/models/demo/{model}/infer"), &json!({"inputs": [x]}));
+        assert_eq!(answer.body["outputs"][0]["shape"], json!([1]), "{answer:?}");
+        answer.body["outputs"][0]["data"][0].as_f64().unwrap()
     };
-    std::thread::scope(|scope| {
-        let ask = &ask;
-        let callers: Vec<_> = (0..16_u32).map(|caller| (caller, scope.spawn(move || ask(caller)))).collect();
-        for (caller, answer) in callers {
-            let answer = answer.join().unwrap();
-            assert_eq!(answer["outputs"][0]["data"], json!([f64::from(caller)]), "{answer}");
-        }
-    });
+    let ask_at_once = |model| {
+        std::thread::scope(|scope| {
+            let ask = &ask;
+            let callers: Vec<_> = (0..16).map(|caller| scope.spawn(move || ask(model, caller))).collect();
+            callers.into_iter().map(|caller| caller.join().unwrap()).collect::<Vec<f64>>()
+        })
+    };
+    let expected: Vec<f64> = (0..16).map(f64::from).collect();
+    assert_eq!(ask_at_once("echo"), expected);
+    let rows = ask_at_once("rows");
+    assert!(rows.iter().all(|rows| *rows <= 4.0) && rows.iter().any(|rows| *rows > 1.0), "{rows:?}");
 }

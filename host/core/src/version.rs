@@ -142,10 +142,15 @@ pub struct Package {
 }
 
 impl Package {
-    /// Whether the host evaluates graphs for it: it was granted `wasi:nn` and has artifacts that are graphs.
+    /// Whether it was granted `wasi:nn`, all of it or one of its interfaces: it may bring graphs of its own, too.
+    pub fn may_have_graphs(&self) -> bool {
+        let mut rest = self.capabilities.iter().filter_map(|capability| capability.strip_prefix("wasi:nn"));
+        rest.any(|rest| rest.is_empty() || rest.starts_with(['/', '@']))
+    }
+
+    /// Whether the host evaluates graphs of its artifacts.
     pub fn has_graphs(&self) -> bool {
-        let granted = self.capabilities.iter().any(|capability| capability.starts_with("wasi:nn"));
-        granted && self.artifacts.iter().any(|artifact| artifact.name.ends_with(GRAPH_SUFFIX))
+        self.may_have_graphs() && self.artifacts.iter().any(|artifact| artifact.name.ends_with(GRAPH_SUFFIX))
     }
 }
 

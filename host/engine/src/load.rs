@@ -106,7 +106,7 @@ impl Runtime {
         let Some(code) = self.cache.find(&self.engine, self.snapshot_key(package)) else {
             return Ok(None);
         };
-        let graphs = if may_have_graphs(package) {
+        let graphs = if package.may_have_graphs() {
             self.open_graphs(package, &read_files(&*self.blobs, package).await?)?
         } else {
             None
@@ -216,7 +216,7 @@ impl Runtime {
 
     /// The version's graphs, if it may have any. Errors: invalid argument, plugin fault, too large; each names the file.
     fn open_graphs(&self, package: &Package, files: &Files) -> Result<Option<Arc<Graphs>>, Error> {
-        if !may_have_graphs(package) {
+        if !package.may_have_graphs() {
             return Ok(None);
         }
         let open = || self.graphs.open(&package.graphs, package.batching, package.limits.graph_bytes, files);
@@ -262,11 +262,6 @@ impl ModelRuntime for Runtime {
             Ok(loaded)
         })
     }
-}
-
-/// Whether it was granted `wasi:nn`.
-fn may_have_graphs(package: &Package) -> bool {
-    package.capabilities.iter().any(|capability| verify::covers(capability, verify::GRAPHS))
 }
 
 /// An instance whose `load` has run.

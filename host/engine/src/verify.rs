@@ -22,7 +22,7 @@ const HARMLESS: [&str; 9] = [
 const OWN_GRAPHS: &str = "modelhost:inference/graphs";
 
 /// The standard's interface for graphs.
-pub(crate) const GRAPHS: &str = "wasi:nn/graph";
+const GRAPHS: &str = "wasi:nn/graph";
 
 /// The interface that a runtime must export.
 const MODEL: &str = "modelhost:inference/model@0.1.0";
@@ -49,7 +49,7 @@ pub(crate) fn verify(engine: &Engine, component: &Component, granted: &[String])
 }
 
 /// Whether `grant` (`wasi:nn` or `wasi:nn/graph@0.2.0`) covers this import.
-pub(crate) fn covers(grant: &str, import: &str) -> bool {
+fn covers(grant: &str, import: &str) -> bool {
     import.strip_prefix(grant).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '@']))
 }
 

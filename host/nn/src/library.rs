@@ -53,6 +53,9 @@ impl Library {
 
 fn load(configured: Option<&Path>) -> Result<Library, String> {
     let found = find(configured, |name| env::var_os(name).map(PathBuf::from))?;
+    // `ort` would look for a relative path beside the executable first.
+    let found =
+        fs::canonicalize(&found).map_err(|error| format!("ONNX Runtime {}: {error}", found.display()))?;
     let builder = ort::init_from(&found).map_err(|error| format!("ONNX Runtime: {error}"))?;
     let environment = builder
         .with_name("modelhost")

@@ -13,7 +13,6 @@ use modelhost_core::tensor::{DType, Tensor, TensorSpec};
 use modelhost_onnx::check_names;
 use ort::ep::{self, ArenaExtendStrategy};
 use ort::session::{RunOptions, Session, SessionInputValue, SessionOutputs};
-
 use ort::value::{
     DynSequenceValueType, DynValue, MapValueType, Outlet, PrimitiveTensorElementType, Shape, Tensor as Value,
     TensorElementType, TensorRef, ValueType,
@@ -55,8 +54,8 @@ struct Sessions {
 }
 
 impl OnnxRuntime {
-    /// Makes the first session. Errors: plugin fault, naming what is wrong with the file; too large; unsupported, when the device cannot
-    /// be used.
+    /// Makes the first session. Errors: plugin fault, naming what is wrong with the file; too large; invalid argument, when the device
+    /// cannot be used.
     pub(crate) fn open(
         library: Library,
         settings: Settings,

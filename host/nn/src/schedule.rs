@@ -180,7 +180,7 @@ impl Lane {
         let queue = self.queue();
         let oldest = queue.front()?;
         let most = u64::from(self.batching.max_batch);
-        if !self.can_join || queue.iter().map(|job| job.rows).sum::<u64>() >= most {
+        if !self.can_join || oldest.rows == 0 || queue.iter().map(|job| job.rows).sum::<u64>() >= most {
             return Some(now);
         }
         Some(oldest.arrived + self.batching.max_delay)
@@ -439,8 +439,9 @@ impl Scheduler {
             let queued = begun.saturating_duration_since(job.arrived).as_micros();
             lane.queued_micros.add(u64::try_from(queued).unwrap_or(u64::MAX));
         }
-        answer(lane, members, &batch.stop);
+        let again = answer(lane, members, &batch.stop);
         lane.leave();
+        self.queue_again(lane, again.into_iter().filter(wait_again).collect());
         // Whoever leaves from now on finds it ended.
         let lost = std::mem::replace(&mut *batch.lost.lock().unwrap_or_else(PoisonError::into_inner), true);
         if !lost {
@@ -456,6 +457,24 @@ impl Scheduler {
             self.wake.notify_one(); // its lane may have had no place for those who wait
         }
         needed
+    }
+
+    /// Members of a batch that failed wait for a turn each, alone, so that whoever is at fault fails alone and keeps nobody.
+    fn queue_again(&self, lane: &Arc<Lane>, members: Vec<Job>) {
+        if members.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        let mut queue = lane.queue();
+        let had_turn = !queue.is_empty();
+        queue.extend(members);
+        drop(queue);
+        if !had_turn {
+            state.turns.push_back(Arc::clone(lane));
+        }
+        if state.idle > 0 {
+            self.wake.notify_one();
+        }
     }
 
     /// Nobody waits for this batch any more: while it lasts, another thread takes its thread's place.
@@ -484,30 +503,40 @@ fn begin(job: &Job, batch: &Arc<Batch>) -> bool {
     true
 }
 
-/// Evaluates the members together; where that fails each alone, so that the one at fault fails alone.
-fn answer(lane: &Lane, members: Vec<Job>, stop: &Stop) {
-    if members.len() > 1 {
-        let rows: Vec<u64> = members.iter().map(|job| job.rows).collect();
-        let inputs: Vec<&[Tensor]> = members.iter().map(|job| job.inputs.as_slice()).collect();
-        let outputs = batch::join(&inputs).and_then(|inputs| lane.run(&inputs, stop));
-        match outputs.and_then(|outputs| batch::split(&outputs, &rows)) {
-            Ok(answers) => {
-                lane.batch_rows.add(rows.iter().sum());
-                for (job, outputs) in members.into_iter().zip(answers) {
-                    drop(job.reply.send(Ok(outputs))); // a caller who left needs no answer
-                }
-                return;
-            }
-            Err(error) => {
-                tracing::debug!(%error, members = members.len(), "a batch failed; each member runs alone")
-            }
-        }
+/// Whether its caller still waits; if so it is evaluated alone.
+fn wait_again(job: &Job) -> bool {
+    let mut stage = job.place.stage();
+    if matches!(*stage, Stage::Left) {
+        return false;
     }
-    for job in members {
-        if !job.reply.is_closed() {
-            lane.batch_rows.add(job.rows.max(1));
-            let result = lane.run(&job.inputs, stop);
-            drop(job.reply.send(result));
+    *stage = Stage::Waits;
+    true
+}
+
+/// Evaluates the members together and answers them. Those of several who failed together come back, to be evaluated alone.
+fn answer(lane: &Lane, mut members: Vec<Job>, stop: &Stop) -> Vec<Job> {
+    if members.len() < 2 {
+        for job in members {
+            lane.batch_rows.add(batch::rows(&job.inputs).unwrap_or(1));
+            drop(job.reply.send(lane.run(&job.inputs, stop))); // a caller who left needs no answer
+        }
+        return Vec::new();
+    }
+    let rows: Vec<u64> = members.iter().map(|job| job.rows).collect();
+    let inputs: Vec<&[Tensor]> = members.iter().map(|job| job.inputs.as_slice()).collect();
+    let outputs = batch::join(&inputs).and_then(|inputs| lane.run(&inputs, stop));
+    match outputs.and_then(|outputs| batch::split(&outputs, &rows)) {
+        Ok(answers) => {
+            lane.batch_rows.add(rows.iter().sum());
+            for (job, outputs) in members.into_iter().zip(answers) {
+                drop(job.reply.send(Ok(outputs)));
+            }
+            Vec::new()
+        }
+        Err(error) => {
+            tracing::debug!(%error, members = members.len(), "a batch failed; each member is evaluated alone");
+            members.iter_mut().for_each(|job| job.rows = 0);
+            members
         }
     }
 }

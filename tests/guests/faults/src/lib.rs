@@ -1,4 +1,4 @@
-//! A guest that misbehaves as its manifest's `fault` parameter says; `echo` and `count` behave.
+//! A guest that misbehaves as its manifest's `fault` parameter says; `echo`, `count` and `rows` behave.
 
 use std::cell::Cell;
 
@@ -56,6 +56,8 @@ impl Model for Faults {
                 let counts = vec![self.calls.get() as f32; x.shape[0] as usize];
                 y = Tensor::from_values("y", &x.shape, &counts);
             }
+            // How many rows came together.
+            "rows" => y = Tensor::from_values("y", &x.shape, &vec![x.shape[0] as f32; x.shape[0] as usize]),
             _ => {}
         }
         Ok(vec![y])
