@@ -1,26 +1,26 @@
 //! Warm-up: the manifest's examples must run and match before a version serves.
 
-use modelhost_core::error::{Error, ErrorCode};
-use modelhost_core::infer::{Deadline, InferRequest};
-use modelhost_core::ports::LoadedModel;
-use modelhost_core::tensor::{DType, Tensor};
-use modelhost_core::version::Example;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Runs every example. Errors: what the model answered differently, naming example, output and element.
-pub(crate) async fn run(
-    model: &Arc<dyn LoadedModel>,
-    examples: &[Example],
-    deadline: Duration,
-) -> Result<(), Error> {
+use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::infer::{Deadline, InferRequest};
+use modelhost_core::tensor::{DType, Tensor};
+use modelhost_core::version::Example;
+
+use crate::instance::Loaded;
+
+/// How long an example waits for what it needs beside its own time, e.g. memory that others have.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs every example, each within `limit`. Errors: what the model answered differently, naming example, output and element.
+pub(crate) async fn run(model: &Loaded, examples: &[Example], limit: Duration) -> Result<(), Error> {
     for (at, example) in examples.iter().enumerate() {
         let in_example =
             |error: Error| Error::new(error.code, format!("warm: example {}: {}", at + 1, error.message));
         let mut request: InferRequest = example.request.clone();
-        request.conform(&model.report().signature).map_err(in_example)?;
-        let deadline = Deadline::after(Instant::now(), deadline);
-        let outputs = Arc::clone(model).infer(Arc::new(request), deadline).await.map_err(in_example)?;
+        request.conform(&model.report.signature).map_err(in_example)?;
+        let deadline = Deadline::after(Instant::now(), limit.max(PATIENCE));
+        let outputs = model.answer(&request, limit, deadline).await.map_err(in_example)?;
         for expected in &example.outputs {
             let came = outputs.iter().find(|output| output.name() == expected.name());
             compare(came, expected, example.tolerance)

@@ -196,21 +196,26 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    async fn answer(&self, request: &InferRequest, deadline: Deadline) -> Result<Vec<Tensor>, Error> {
-        // The guest's own bound, or the caller's if that is nearer.
-        let stop = Stop::after(self.limit).or_callers(deadline);
+    /// Within the guest's own bound, or the caller's if that is nearer.
+    pub(crate) async fn answer(
+        &self,
+        request: &InferRequest,
+        limit: Duration,
+        deadline: Deadline,
+    ) -> Result<Vec<Tensor>, Error> {
+        let stop = Stop::after(limit).or_callers(deadline);
         let outputs = match &self.instances {
             Instances::Fresh => {
                 let store = State::store(&self.engine, self.memory_limit(), stop, None, self.graphs.clone());
-                let mut instance = Instance::start(&self.pre, store, self.limit).await?;
-                let outputs = instance.infer(request, self.limit).await;
+                let mut instance = Instance::start(&self.pre, store, limit).await?;
+                let outputs = instance.infer(request, limit).await;
                 self.note_memory(&instance);
                 outputs??
             }
             Instances::Warm(warm) => {
                 let (mut instance, mut live) = warm.take(self).await?;
                 State::renew(&mut instance.store, stop);
-                let answer = instance.infer(request, self.limit).await?;
+                let answer = instance.infer(request, limit).await?;
                 self.note_memory(&instance);
                 warm.put_back(instance);
                 live.0 = None;
@@ -242,7 +247,7 @@ impl LoadedModel for Loaded {
         request: Arc<InferRequest>,
         deadline: Deadline,
     ) -> BoxFuture<'static, Result<Vec<Tensor>, Error>> {
-        Box::pin(async move { self.answer(&request, deadline).await })
+        Box::pin(async move { self.answer(&request, self.limit, deadline).await })
     }
 
     fn footprint(&self) -> Footprint {

@@ -70,7 +70,7 @@ impl Runtime {
         let _permit = self.compiling.acquire().await.map_err(|_| Error::internal("shutting down"))?;
         let wasm = self.blobs.read(&package.component).await?;
         let files = read_files(&*self.blobs, package).await?;
-        let graphs = self.open_graphs(package, &files)?;
+        let graphs = self.open_graphs(package, &files).await?;
         let isolation = known.map(|report| report.isolation).or(package.isolation);
         if isolation == Some(Isolation::Instance) {
             let note = known.and_then(|report| report.isolation_note.clone());
@@ -107,7 +107,7 @@ impl Runtime {
             return Ok(None);
         };
         let graphs = if package.may_have_graphs() {
-            self.open_graphs(package, &read_files(&*self.blobs, package).await?)?
+            self.open_graphs(package, &read_files(&*self.blobs, package).await?).await?
         } else {
             None
         };
@@ -215,12 +215,22 @@ impl Runtime {
     }
 
     /// The version's graphs, if it may have any. Errors: invalid argument, plugin fault, too large; each names the file.
-    fn open_graphs(&self, package: &Package, files: &Files) -> Result<Option<Arc<Graphs>>, Error> {
+    async fn open_graphs(&self, package: &Package, files: &Files) -> Result<Option<Arc<Graphs>>, Error> {
         if !package.may_have_graphs() {
             return Ok(None);
         }
-        let open = || self.graphs.open(&package.graphs, package.batching, package.limits.graph_bytes, files);
-        Ok(Some(Arc::new(tokio::task::block_in_place(open)?)))
+        let (runtime, files) = (Arc::clone(&self.graphs), files.clone());
+        let (options, batching, bytes) = (package.graphs, package.batching, package.limits.graph_bytes);
+        let open = tokio::task::spawn_blocking(move || runtime.open(&options, batching, bytes, &files));
+        // Nothing can stop a backend that reads a file; its thread ends when it does.
+        match tokio::time::timeout(self.config.load_deadline, open).await {
+            Ok(Ok(opened)) => Ok(Some(Arc::new(opened?))),
+            Ok(Err(error)) => Err(Error::internal(format!("graphs: {error}"))),
+            Err(_) => Err(Error::new(
+                ErrorCode::PluginFault,
+                format!("graphs: not opened within {} ms", self.config.load_deadline.as_millis()),
+            )),
+        }
     }
 
     fn link(&self, component: &Component) -> Result<RuntimePre<State>, Error> {
@@ -252,14 +262,18 @@ impl ModelRuntime for Runtime {
         memory: &'a Arc<MemoryBudget>,
     ) -> BoxFuture<'a, Result<Arc<dyn LoadedModel>, Error>> {
         Box::pin(async move {
-            // The same bytes passed their examples when they were compiled.
-            if let Some(loaded) = self.find_compiled(package, known, memory).await? {
-                return Ok(Arc::new(loaded) as Arc<dyn LoadedModel>);
+            let compiled = self.find_compiled(package, known, memory).await?;
+            // The same bytes passed their examples when they were compiled; a GPU compiles its part anew.
+            let is_warm = compiled.as_ref().is_some_and(|loaded| loaded.graphs.is_none());
+            let loaded = match compiled {
+                Some(loaded) => loaded,
+                None => self.load_package(package, known, memory).await?,
+            };
+            if !is_warm {
+                let limit = if loaded.graphs.is_some() { self.config.load_deadline } else { loaded.limit };
+                examples::run(&loaded, &package.examples, limit).await?;
             }
-            let loaded: Arc<dyn LoadedModel> = Arc::new(self.load_package(package, known, memory).await?);
-            let patience = package.limits.deadline.max(Duration::from_secs(10));
-            examples::run(&loaded, &package.examples, patience).await?;
-            Ok(loaded)
+            Ok(Arc::new(loaded) as Arc<dyn LoadedModel>)
         })
     }
 }
