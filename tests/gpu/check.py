@@ -2,7 +2,8 @@
 
     python check.py --binary modelhost --runtimes runtimes/ --minilm examples/text-embedding/package/model.onnx
 
-Builds nothing and compiles nothing. `--target cpu` runs the same on the processor. What it checks: every fixture against onnxruntime on
+Builds nothing and compiles nothing. `--target cpu` runs the same on the processor, `--target webgpu` on whatever GPU the package
+onnxruntime-ep-webgpu finds (with ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER=1 also Vulkan in software). What it checks: every fixture against onnxruntime on
 the processor; MiniLM's throughput and median beside onnxruntime (and PyTorch, with --torch) in this process; that a graph which
 wants more memory than its limit gets an error and service goes on; the GPU's metrics.
 """
@@ -51,7 +52,8 @@ class Host:
         content = graph.read_bytes()
         digest = sha256(content).hexdigest()
         put(f"http://{self.admin}/v1/blobs/{digest}", content, "PUT")
-        manifest = f'runtime = "onnx"\nartifacts = ["model.onnx"]\ncapabilities = ["wasi:nn"]\n[graphs]\ntarget = "{target}"\n{more}'
+        where = "cpu" if target == "cpu" else "gpu"
+        manifest = f'runtime = "onnx"\nartifacts = ["model.onnx"]\ncapabilities = ["wasi:nn"]\n[graphs]\ntarget = "{where}"\n{more}'
         body = {"manifest": manifest, "files": {"model.onnx": digest}, "promote": True}
         put(f"http://{self.admin}/v1/models/{model}/versions", json.dumps(body).encode(), "POST")
 
@@ -111,12 +113,15 @@ def check_fixtures(host, target):
     for path in sorted((ROOT / "tests/fixtures/onnx").glob("*.onnx")):
         if path.stem in ("unknown_operator", "huge_constant"):
             continue
-        host.register(f"gpu/{path.stem}", path, target)
+        host.register(f"gpu/{path.stem}", path, target, "[limits]\ndeadline_ms = 60000\n")  # the first one compiles
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         random = np.random.default_rng(5)
         for _ in range(200):
             given = feed(random, session)
             status, came = ask(connection, f"gpu/{path.stem}", given)
+            if target == "webgpu" and "the device does not support it" in came:
+                print(f"{path.stem}: not on this device")
+                break
             assert status == 200, (path.stem, came)
             for output, wanted in zip(session.get_outputs(), session.run(None, given)):
                 wanted = plain(wanted)
@@ -157,10 +162,15 @@ def tokens(batch):
 
 def time_minilm(host, graph, target, torch_too):
     host.register("gpu/minilm", graph, target, "[limits]\ndeadline_ms = 60000\n")
-    device = "CUDAExecutionProvider" if target == "gpu" else "CPUExecutionProvider"
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph, settings, providers=[device])
+    providers = {"gpu": ["CUDAExecutionProvider"], "cpu": ["CPUExecutionProvider"], "webgpu": None}[target]
+    if target == "webgpu":
+        import onnxruntime_ep_webgpu
+        onnxruntime.register_execution_provider_library("webgpu", onnxruntime_ep_webgpu.get_library_path())
+        devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == onnxruntime_ep_webgpu.get_ep_name()]
+        settings.add_provider_for_devices(devices[:1], {})
+    session = onnxruntime.InferenceSession(graph, settings, providers=providers)
     rows = []
     for batch in (1, 8, 64, 256):
         given = tokens(batch)
@@ -218,7 +228,8 @@ def check_metrics(host, target):
     text = urllib.request.urlopen(f"http://{host.public}/metrics").read().decode()
     wanted = ["modelhost_graph_batch_rows_bucket", "modelhost_graph_queue_seconds_bucket", "modelhost_graph_weight_bytes"]
     if target == "gpu":
-        wanted += ["nv_gpu_utilization{", "nv_gpu_memory_used_bytes{", 'device="cuda:0"']
+        wanted += ["nv_gpu_utilization{", "nv_gpu_memory_used_bytes{"]
+    wanted.append({"gpu": 'device="cuda:0"', "cpu": 'device="cpu"', "webgpu": 'device="webgpu:0"'}[target])
     for name in wanted:
         assert name in text, name
     print("metrics: " + ", ".join(wanted))
@@ -229,7 +240,7 @@ def main():
     parser.add_argument("--binary", type=Path, required=True)
     parser.add_argument("--runtimes", type=Path, required=True)
     parser.add_argument("--minilm", type=Path, help="the graph that examples/text-embedding/export.py makes")
-    parser.add_argument("--target", choices=["gpu", "cpu"], default="gpu")
+    parser.add_argument("--target", choices=["gpu", "webgpu", "cpu"], default="gpu")
     parser.add_argument("--torch", action="store_true", help="time PyTorch too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

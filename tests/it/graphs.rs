@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use modelhost_tests::{Host, Package, Process, components, root};
+use modelhost_tests::{Host, Package, Process, binary, components, root};
 use serde_json::{Value, json};
 
 use crate::python::python;
@@ -128,12 +128,85 @@ fn a_gpu_that_is_not_there_is_refused_and_auto_takes_the_processor() {
     let gpu = Package::graph(fixture("mlp.onnx"), "[graphs]\ntarget = 'gpu'\ndevice = 1");
     let answer = host.client.try_register("demo/m", &gpu, true).unwrap();
     assert_eq!(answer.status, 400, "{answer:?}");
-    for part in ["asks for CUDA device 1", "execution providers cpu", "0 NVIDIA devices"] {
+    for part in ["asks for GPU 1", "without CUDA", "0 NVIDIA devices", "0 WebGPU devices"] {
         assert!(answer.error().contains(part), "{answer:?}");
     }
     host.client.register("demo/m", &Package::graph(fixture("mlp.onnx"), "[graphs]\ntarget = 'auto'"), true);
     let answer = host.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(2)]}));
     assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+/// Vulkan in software, part of Chromium, stands in for a GPU of whatever maker.
+#[test]
+fn webgpu_evaluates_beside_versions_that_come_and_go() {
+    let chromium = Path::new("/usr/lib/chromium");
+    let (Some(onnxruntime), true) = (onnxruntime(), chromium.join("vk_swiftshader_icd.json").exists()) else {
+        println!("skipped: no ONNX Runtime, or no Chromium with Vulkan");
+        return;
+    };
+    let data = tempfile::tempdir().unwrap();
+    let config = data.path().join("host.toml");
+    let settings = format!(
+        "onnxruntime = '{}'\n[deployments.default]\ncapabilities = ['wasi:nn']\n",
+        onnxruntime.display()
+    );
+    fs::write(&config, settings).unwrap();
+    let mut process = Process::start_as(
+        data.path(),
+        Command::new(binary())
+            .args(["serve", "--log", "error", "--config"])
+            .arg(&config)
+            .env("LD_LIBRARY_PATH", chromium)
+            .env("VK_ICD_FILENAMES", chromium.join("vk_swiftshader_icd.json"))
+            .env("ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER", "1"),
+    );
+    let client = &process.client;
+    let on = |target: &str| {
+        let graphs =
+            format!("[graphs]\n{target}\n[limits]\ndeadline_ms = 60000\nconcurrency = 8\nqueue = 64");
+        Package::graph(fixture("cnn.onnx"), &graphs)
+    };
+    let answer = client.try_register("demo/gpu", &on("target = 'gpu'\ndevice = 7"), true).unwrap();
+    assert_eq!(answer.status, 400, "{answer:?}");
+    assert!(answer.error().contains("webgpu:7 cannot be used: there is no such device"), "{answer:?}");
+    client.register("demo/cpu", &on("target = 'cpu'"), true);
+    client.register("demo/gpu", &on("target = 'gpu'"), true);
+    client.register("demo/auto", &on("target = 'auto'"), true);
+    for model in ["demo/gpu", "demo/auto"] {
+        let config = client.get(&format!("/v2/models/{model}/config"));
+        assert!(config.body.to_string().contains("webgpu:0"), "{config:?}");
+    }
+
+    let input = client.get("/v2/models/demo/cpu").body["inputs"][0].clone();
+    let sizes: Vec<u64> =
+        input["shape"].as_array().unwrap().iter().map(|size| size.as_u64().unwrap_or(2)).collect();
+    let ask = |model: &str, seed: u64| {
+        let values = (0..sizes.iter().product()).map(|at: u64| ((at * 7 + seed) % 11) as f64 / 11.0);
+        let data: Vec<f64> = values.collect();
+        let input =
+            json!({"name": input["name"], "datatype": input["datatype"], "shape": sizes, "data": data});
+        let answer = client.post(&format!("/v2/models/{model}/infer"), &json!({"inputs": [input]}));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let data = answer.body["outputs"][0]["data"].as_array().unwrap().clone();
+        data.iter().map(|value| value.as_f64().unwrap()).collect::<Vec<_>>()
+    };
+    std::thread::scope(|scope| {
+        for (caller, model) in (0..6).zip(["demo/gpu", "demo/auto"].into_iter().cycle()) {
+            let ask = &ask;
+            scope.spawn(move || {
+                for seed in (caller * 100)..(caller * 100 + 20) {
+                    let (came, wanted) = (ask(model, seed), ask("demo/cpu", seed));
+                    let near = came.iter().zip(&wanted).all(|(came, wanted)| (came - wanted).abs() < 1e-4);
+                    assert!(near && came.len() == wanted.len(), "{came:?} {wanted:?}");
+                }
+            });
+        }
+        for _ in 0..4 {
+            client.register("demo/gpu", &on("target = 'gpu'"), true);
+        }
+    });
+    process.signal("-TERM");
+    assert!(process.child.wait().unwrap().success());
 }
 
 #[test]

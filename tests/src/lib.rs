@@ -296,15 +296,18 @@ impl Process {
 
     /// With more arguments, its log going where `log` says.
     pub fn start_with(data: &Path, arguments: &[&str], log: Stdio) -> Self {
-        let mut child = Command::new(binary())
-            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
-            .args(arguments)
+        Self::start_as(data, Command::new(binary()).arg("serve").args(arguments).stderr(log))
+    }
+
+    /// With the arguments and the environment of a command `modelhost serve`.
+    pub fn start_as(data: &Path, serve: &mut Command) -> Self {
+        let mut child = serve
+            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
             .arg("--data-dir")
             .arg(data)
             .arg("--runtimes-dir")
             .arg(components().join("runtimes"))
             .stdout(Stdio::piped())
-            .stderr(log)
             .spawn()
             .expect("the binary starts");
         let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();

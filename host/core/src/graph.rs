@@ -104,7 +104,7 @@ pub struct GraphStatus {
     pub name: String,
     /// What evaluates it, e.g. `tract` or `onnxruntime 1.23.2`.
     pub backend: String,
-    /// Where, e.g. `cpu` or `cuda:0`.
+    /// Where, e.g. `cpu`, `cuda:0` or `webgpu:0`.
     pub device: String,
     /// Bytes of weights, all sessions together.
     pub weight_bytes: u64,

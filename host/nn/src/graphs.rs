@@ -12,12 +12,11 @@ use modelhost_core::model::Signature;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::GRAPH_SUFFIX;
 use modelhost_onnx::is_bounded;
-use ort::ep::{self, ExecutionProvider as _};
 
 use crate::backend::Backend;
-use crate::library::Library;
+use crate::library::{Library, has_cuda};
 use crate::memory::{Held, Memory};
-use crate::onnxruntime::{OnnxRuntime, Settings};
+use crate::onnxruntime::{Device, OnnxRuntime, Settings};
 use crate::schedule::{Lane, Scheduler};
 use crate::tract::Tract;
 
@@ -165,20 +164,18 @@ impl Graphs {
             Err(_) if backend == Choice::Auto && target != Target::Gpu => return self.tract(file),
             Err(why) => return Err(Error::invalid(format!("graphs: {why}"))),
         };
-        match target {
-            Target::Cpu => self.onnxruntime(library, None, file),
-            Target::Gpu if has_cuda() => self.onnxruntime(library, Some(device), file),
-            Target::Gpu => Err(Error::invalid(format!(
-                "graphs: target = \"gpu\" asks for CUDA device {device}; this host has {}",
+        let gpu = if target == Target::Cpu { None } else { gpu(&library, device) };
+        match (gpu, target) {
+            (Some(gpu), Target::Gpu) => self.onnxruntime(library, gpu, file),
+            (None, Target::Gpu) => Err(Error::invalid(format!(
+                "graphs: target = \"gpu\" asks for GPU {device}; this host has {}",
                 library.devices()
             ))),
-            Target::Auto if has_cuda() => {
-                self.onnxruntime(library.clone(), Some(device), file).or_else(|error| {
-                    tracing::warn!(%error, "the GPU cannot be used; the graph is evaluated on the processor");
-                    self.onnxruntime(library, None, file)
-                })
-            }
-            Target::Auto => self.onnxruntime(library, None, file),
+            (Some(gpu), _) => self.onnxruntime(library.clone(), gpu, file).or_else(|error| {
+                tracing::warn!(%error, "the GPU cannot be used; the graph is evaluated on the processor");
+                self.onnxruntime(library, Device::Cpu, file)
+            }),
+            (None, _) => self.onnxruntime(library, Device::Cpu, file),
         }
     }
 
@@ -187,17 +184,16 @@ impl Graphs {
         Ok(Opened { backend, label: "tract".to_owned(), device: "cpu".to_owned() })
     }
 
-    fn onnxruntime(&self, library: Library, device: Option<u32>, file: &Bytes) -> Result<Opened, Error> {
+    fn onnxruntime(&self, library: Library, device: Device, file: &Bytes) -> Result<Opened, Error> {
         let label = format!("onnxruntime {}", library.version);
-        let usual = if device.is_some() { 1 } else { self.runtime.threads };
+        let usual = if device == Device::Cpu { self.runtime.threads } else { 1 };
         let settings = Settings {
             device,
             threads: self.options.threads as usize,
             sessions: self.options.sessions.map_or(usual, |sessions| sessions as usize),
         };
         let backend = Box::new(OnnxRuntime::open(library, settings, &self.memory, file)?);
-        let device = device.map_or_else(|| "cpu".to_owned(), |device| format!("cuda:{device}"));
-        Ok(Opened { backend, label, device })
+        Ok(Opened { backend, label, device: device.to_string() })
     }
 }
 
@@ -207,8 +203,13 @@ struct Opened {
     device: String,
 }
 
-fn has_cuda() -> bool {
-    ep::CUDA::is_available().unwrap_or(false)
+/// By CUDA where ONNX Runtime has it, else by WebGPU.
+fn gpu(library: &Library, at: u32) -> Option<Device> {
+    if has_cuda() {
+        return Some(Device::Cuda(at));
+    }
+    let found = library.webgpu().is_ok_and(|devices| !devices.is_empty());
+    found.then_some(Device::WebGpu(at))
 }
 
 /// One graph, opened.

@@ -12,6 +12,7 @@ mod memory;
 mod onnxruntime;
 mod schedule;
 mod tract;
+mod webgpu;
 
 pub use gpus::gpus;
 pub use graphs::{Config, Graph, Graphs, Runtime};

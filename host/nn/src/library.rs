@@ -5,9 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use ort::device::Device;
 use ort::environment::Environment;
 use ort::ep::{self, ExecutionProvider as _};
 use ort::logging::LogLevel;
+
+use crate::webgpu;
 
 /// What loading it came to; a process can load one.
 static LOADED: Mutex<Option<Result<Library, String>>> = Mutex::new(None);
@@ -18,6 +21,7 @@ pub(crate) struct Library {
     pub(crate) environment: Environment,
     /// E.g. `1.23.2`.
     pub(crate) version: String,
+    path: PathBuf,
 }
 
 /// The process's ONNX Runtime, for whoever makes sessions of their own beside ours: a process has one environment.
@@ -34,21 +38,26 @@ impl Library {
         loaded.get_or_insert_with(|| load(configured)).clone()
     }
 
+    /// The devices of its WebGPU plugin. Errors: why it has none.
+    pub(crate) fn webgpu(&self) -> Result<Vec<Device<'_>>, String> {
+        webgpu::devices(&self.environment, &self.path)
+    }
+
     /// The devices that it can use, for people.
     pub(crate) fn devices(&self) -> String {
-        let mut providers = vec!["cpu"];
-        for (name, there) in [("cuda", ep::CUDA::is_available()), ("webgpu", ep::WebGPU::is_available())] {
-            if there.unwrap_or(false) {
-                providers.push(name);
-            }
-        }
-        let gpus = (0..64).filter(|at| Path::new(&format!("/dev/nvidia{at}")).exists()).count();
-        format!(
-            "ONNX Runtime {} with the execution providers {}, and {gpus} NVIDIA devices",
-            self.version,
-            providers.join(", ")
-        )
+        let cuda = if has_cuda() { "with" } else { "without" };
+        let nvidia = (0..64).filter(|at| Path::new(&format!("/dev/nvidia{at}")).exists()).count();
+        let webgpu = match self.webgpu() {
+            Ok(devices) => format!("{} WebGPU devices", devices.len()),
+            Err(why) => format!("no WebGPU ({why})"),
+        };
+        format!("ONNX Runtime {} {cuda} CUDA, {nvidia} NVIDIA devices, and {webgpu}", self.version)
     }
+}
+
+/// Whether ONNX Runtime was built with CUDA.
+pub(crate) fn has_cuda() -> bool {
+    ep::CUDA::is_available().unwrap_or(false)
 }
 
 fn load(configured: Option<&Path>) -> Result<Library, String> {
@@ -65,7 +74,7 @@ fn load(configured: Option<&Path>) -> Result<Library, String> {
     environment.set_log_level(LogLevel::Warning);
     let version = version(&found);
     tracing::info!(library = %found.display(), version, "loaded ONNX Runtime");
-    Ok(Library { environment, version })
+    Ok(Library { environment, version, path: found })
 }
 
 /// The file's number, as in `libonnxruntime.so.1.23.2`, or what the library says of its build.

@@ -1,7 +1,9 @@
 //! ONNX Runtime. A session evaluates one request at a time (ort's documentation says why), so a graph has several: more are made
 //! when all are busy, up to a bound and within the version's memory.
 
+use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +14,7 @@ use modelhost_core::model::Signature;
 use modelhost_core::tensor::{DType, Tensor, TensorSpec};
 use modelhost_onnx::check_names;
 use ort::ep::{self, ArenaExtendStrategy};
+use ort::session::builder::SessionBuilder;
 use ort::session::{RunOptions, Session, SessionInputValue, SessionOutputs};
 use ort::value::{
     DynSequenceValueType, DynValue, MapValueType, Outlet, PrimitiveTensorElementType, Shape, Tensor as Value,
@@ -21,14 +24,42 @@ use ort::value::{
 use crate::backend::{Backend, Stop};
 use crate::library::Library;
 use crate::memory::{Held, Memory};
+use crate::webgpu;
 
 /// How often one that waits for a session looks whether its caller still waits.
 const STOP_EVERY: Duration = Duration::from_millis(10);
 
+/// Where a graph is evaluated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Device {
+    Cpu,
+    Cuda(u32),
+    WebGpu(u32),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(at) => write!(f, "cuda:{at}"),
+            Self::WebGpu(at) => write!(f, "webgpu:{at}"),
+        }
+    }
+}
+
+impl Device {
+    /// What is held while a session of it is made, evaluates or is dropped. Errors: nobody waits for it any more.
+    fn turn(self, stop: Option<&Stop>) -> Result<Option<webgpu::Turn>, Error> {
+        match self {
+            Self::Cpu | Self::Cuda(_) => Ok(None),
+            Self::WebGpu(_) => webgpu::turn(stop).map(Some).ok_or_else(left),
+        }
+    }
+}
+
 /// How a graph's sessions are made.
 pub(crate) struct Settings {
-    /// The CUDA device; `None`: the processor.
-    pub(crate) device: Option<u32>,
+    pub(crate) device: Device,
     pub(crate) threads: usize,
     /// Sessions at most.
     pub(crate) sessions: usize,
@@ -161,8 +192,9 @@ impl Backend for OnnxRuntime {
             let names = self.names.get(at).into_iter().flatten();
             names.map(|name| Some(name.as_str()).filter(|name| !name.is_empty()))
         })?;
-        let mut session = self.take(stop).ok_or_else(|| fault("nobody waits for it any more".to_owned()))?;
-        let result = self.evaluate(&mut session, inputs, stop);
+        let mut session = self.take(stop).ok_or_else(left)?;
+        let turn = self.settings.device.turn(stop);
+        let result = turn.and_then(|_turn| self.evaluate(&mut session, inputs, stop));
         self.sessions().idle.push(session);
         self.freed.notify_one();
         result
@@ -173,37 +205,69 @@ impl Backend for OnnxRuntime {
     }
 
     fn is_on_cpu(&self) -> bool {
-        self.settings.device.is_none() && self.settings.threads == 1
+        self.settings.device == Device::Cpu && self.settings.threads == 1
+    }
+}
+
+impl Drop for OnnxRuntime {
+    fn drop(&mut self) {
+        let device = self.settings.device;
+        if let Device::WebGpu(_) = device {
+            let sessions = std::mem::take(&mut self.sessions().idle);
+            // Whoever drops a version need not wait for others' evaluations.
+            thread::spawn(move || {
+                let _turn = device.turn(None);
+                drop(sessions);
+            });
+        }
     }
 }
 
 fn session(library: &Library, settings: &Settings, memory: &Memory, file: &[u8]) -> Result<Session, Error> {
-    let mut builder = Session::builder(&library.environment)
+    let builder = Session::builder(&library.environment)
         .and_then(|builder| {
             let builder = builder.with_intra_threads(settings.threads)?.with_inter_threads(1)?;
             // Threads that spin while they wait would take the processor from other versions.
             Ok(builder.with_intra_op_spinning(false)?)
         })
         .map_err(|error| Error::internal(format!("ONNX Runtime: {error}")))?;
-    if let Some(device) = settings.device {
-        let cuda = ep::CUDA::default()
-            .with_device_id(i32::try_from(device).unwrap_or(i32::MAX))
-            .with_memory_limit(usize::try_from(memory.limit).unwrap_or(usize::MAX))
-            .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
-            .build()
-            .error_on_failure();
-        builder = builder.with_execution_providers([cuda]).map_err(|error| {
-            let there = library.devices();
-            Error::invalid(format!(
-                "graphs: CUDA device {device} cannot be used: {}; this host has {there}",
-                error.message()
-            ))
-        })?;
-    }
+    let _turn = settings.device.turn(None)?;
+    let unusable = |why: &str| {
+        let (device, there) = (settings.device, library.devices());
+        Error::invalid(format!("graphs: {device} cannot be used: {why}; this host has {there}"))
+    };
+    let mut builder = on_device(builder, library, settings.device, memory).map_err(|why| unusable(&why))?;
     builder.commit_from_memory(file).map_err(|error| match out_of_memory(&error, memory) {
         Some(refusal) => refusal,
+        // A plugin looks at its device only now.
+        None if error.message().contains("Error creating execution provider") => unusable(error.message()),
         None => Error::new(ErrorCode::PluginFault, error.message().to_owned()),
     })
+}
+
+/// Errors: why it cannot be used.
+fn on_device(
+    builder: SessionBuilder,
+    library: &Library,
+    device: Device,
+    memory: &Memory,
+) -> Result<SessionBuilder, String> {
+    match device {
+        Device::Cpu => Ok(builder),
+        Device::Cuda(at) => {
+            let cuda = ep::CUDA::default()
+                .with_device_id(i32::try_from(at).unwrap_or(i32::MAX))
+                .with_memory_limit(usize::try_from(memory.limit).unwrap_or(usize::MAX))
+                .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+                .build()
+                .error_on_failure();
+            builder.with_execution_providers([cuda]).map_err(|error| error.message().to_owned())
+        }
+        Device::WebGpu(at) => {
+            let device = library.webgpu()?.into_iter().nth(at as usize).ok_or("there is no such device")?;
+            builder.with_devices([device], None).map_err(|error| error.message().to_owned())
+        }
+    }
 }
 
 /// A device that has no memory left, or an allocation that no machine could serve.
@@ -414,6 +478,10 @@ fn sizes(shape: &Shape) -> Vec<u64> {
 
 fn fault(why: String) -> Error {
     Error::new(ErrorCode::PluginFault, why)
+}
+
+fn left() -> Error {
+    fault("nobody waits for it any more".to_owned())
 }
 
 /// What an evaluation's failure is: ONNX Runtime says invalid argument of values that the graph cannot take.

@@ -8,7 +8,7 @@ use crate::build;
 use crate::sh::{cargo, command, is_there, run, target_dir};
 
 /// Clients from PyPI that the tests drive.
-const PYTHON_CLIENTS: [&str; 12] = [
+const PYTHON_CLIENTS: [&str; 13] = [
     "tritonclient[http,grpc]==2.73.0",
     "ml_dtypes",
     "kserve==0.21.0",
@@ -21,6 +21,7 @@ const PYTHON_CLIENTS: [&str; 12] = [
     "grpcio-health-checking",
     "grpcio-reflection",
     "onnxruntime==1.31.1",
+    "onnxruntime-ep-webgpu==0.4.0",
 ];
 
 /// Builds guests, installs Python clients, runs every test.
