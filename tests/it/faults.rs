@@ -52,6 +52,14 @@ fn what_the_model_says_of_the_input_is_the_callers_fault() {
 }
 
 #[test]
+fn a_model_may_keep_as_much_as_its_limit_allows() {
+    let host = Host::start();
+    host.client.register("demo/large", &Package::fault("large", "limits = { memory_mib = 200 }"), true);
+    let answer = host.client.post("/v2/models/demo/large/infer", &x(&[1.0]));
+    assert_eq!(answer.body["outputs"][0]["data"].to_string(), "[0.0]", "{answer:?}");
+}
+
+#[test]
 fn what_does_not_load_is_not_registered() {
     let host = Host::start_with(|config| config.limits.load_deadline_ms = 300);
     let client = &host.client;

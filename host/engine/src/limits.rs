@@ -17,7 +17,7 @@ pub(crate) enum Refused {
 
 /// Bounds linear memory, and remembers why a guest got no more, for the error's text.
 pub(crate) struct MemoryLimit {
-    bytes: u64,
+    pub(crate) bytes: u64,
     budget: Arc<MemoryBudget>,
     /// Bytes that the instance has, all its memories together.
     pub(crate) taken: u64,

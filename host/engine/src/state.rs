@@ -97,6 +97,7 @@ impl State {
         graphs: Option<Arc<Graphs>>,
     ) -> Store<Self> {
         let graphs = GraphState::new(graphs);
+        let hand_over = usize::try_from(memory.bytes).unwrap_or(usize::MAX);
         let state = Self { memory, stop, files, last_error: None, log_lines: 0, graphs, wasi: None };
         let mut store = Store::new(engine, state);
         store.limiter(|state| &mut state.memory);
@@ -105,6 +106,8 @@ impl State {
             Ok(UpdateDeadline::Yield(1))
         });
         store.set_epoch_deadline(1);
+        // A guest may hand over in one call what it may hold: its snapshot is read so too.
+        store.set_hostcall_fuel(hand_over.max(store.hostcall_fuel()));
         store
     }
 

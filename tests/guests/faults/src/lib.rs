@@ -1,4 +1,4 @@
-//! A guest that misbehaves as its manifest's `fault` parameter says; `echo`, `count` and `rows` behave.
+//! A guest that misbehaves as its manifest's `fault` parameter says; `echo`, `count`, `rows` and `large` behave.
 
 use std::cell::Cell;
 
@@ -7,6 +7,7 @@ use modelhost_sdk::{Config, Datatype, Error, Model, Request, Signature, Tensor, 
 struct Faults {
     fault: String,
     calls: Cell<u64>,
+    weights: Vec<u8>,
 }
 
 impl Model for Faults {
@@ -20,7 +21,7 @@ impl Model for Faults {
             "load-missing-artifact" => drop(artifact("nowhere.bin")?),
             "load-bad-signature" => {
                 return Ok((
-                    Self { fault, calls: Cell::new(0) },
+                    Self { fault, calls: Cell::new(0), weights: vec![] },
                     Signature { inputs: vec![], outputs: vec![] },
                 ));
             }
@@ -30,7 +31,8 @@ impl Model for Faults {
             inputs: vec![TensorSpec::new("x", datatype, &[-1])],
             outputs: vec![TensorSpec::new("y", datatype, &[-1])],
         };
-        Ok((Self { fault, calls: Cell::new(0) }, signature))
+        let weights = vec![0; if fault == "large" { 160 << 20 } else { 0 }];
+        Ok((Self { fault, calls: Cell::new(0), weights }, signature))
     }
 
     fn infer(&self, request: &Request) -> Result<Vec<Tensor>, Error> {
@@ -57,6 +59,7 @@ impl Model for Faults {
                 y = Tensor::from_values("y", &x.shape, &counts);
             }
             // How many rows came together.
+            "large" => y.data.fill(self.weights[self.weights.len() / 2]),
             "rows" => y = Tensor::from_values("y", &x.shape, &vec![x.shape[0] as f32; x.shape[0] as usize]),
             _ => {}
         }
