@@ -79,6 +79,10 @@ fn answers_are_those_of_onnxruntime_in_python() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        let (backend, _) = line.split_once('/').unwrap();
+        assert!(line.contains(&format!(" by {backend}")) && line.contains(" on cpu,"), "{line}");
+    }
 }
 
 #[test]

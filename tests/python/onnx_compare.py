@@ -79,16 +79,26 @@ def compare(client, session, model, count, tolerance):
     return worst
 
 
+def configured(clients, model):
+    """What evaluates the model's graph, as both transports tell."""
+    http, grpc = (client.get_model_config(model) for client in clients)
+    told = {name: value.string_value for name, value in grpc.config.parameters.items()}
+    assert told == {name: value["string_value"] for name, value in http["parameters"].items()}, (http, grpc)
+    return ", ".join(told.values()) or "its sandbox"
+
+
 def main():
     address, count, tolerance = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    import tritonclient.grpc
     from tritonclient.http import InferenceServerClient
 
     client = InferenceServerClient(address)
+    clients = client, tritonclient.grpc.InferenceServerClient(address)
     for pair in sys.argv[4:]:
         graph, model = pair.split("=")
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         worst = compare(client, session, model, count, tolerance)
-        print(f"{model}: {count} random inputs, largest difference {worst:.1e}")
+        print(f"{model}: {count} random inputs by {configured(clients, model)}, largest difference {worst:.1e}")
 
 
 if __name__ == "__main__":

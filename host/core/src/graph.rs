@@ -118,6 +118,13 @@ pub struct GraphStatus {
     pub queued_micros: Histogram,
 }
 
+impl GraphStatus {
+    /// What evaluates it and where, for people, e.g. `onnxruntime 1.23.2 on cuda:0`.
+    pub fn place(&self) -> String {
+        format!("{} on {}", self.backend, self.device)
+    }
+}
+
 /// A GPU of this machine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GpuStatus {

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::{Statistics, Tally};
+use modelhost_core::graph::GraphStatus;
 use modelhost_core::infer::{InferRequest, Parameter};
 use modelhost_core::tensor::{DType, Tensor, TensorSpec};
 use modelhost_core::version::{Model, Version};
@@ -183,8 +184,9 @@ pub fn model_metadata(model: &Model, version: &Version) -> pb::ModelMetadataResp
     }
 }
 
-/// A model's configuration: the part of Triton's that has a meaning here.
-pub fn model_config(version: &Version) -> pb::ModelConfigResponse {
+/// A model's configuration: the part of Triton's that has a meaning here. Its parameters say what evaluates each of the version's
+/// `graphs`, while it is in memory.
+pub fn model_config(version: &Version, graphs: &[GraphStatus]) -> pb::ModelConfigResponse {
     let data_type = |spec: &TensorSpec| {
         pb::DataType::from_str_name(spec.dtype.config_name()).unwrap_or(pb::DataType::TypeInvalid).into()
     };
@@ -199,12 +201,16 @@ pub fn model_config(version: &Version) -> pb::ModelConfigResponse {
         data_type: data_type(spec),
         dims: spec.wire_shape(),
     };
+    let graph = |graph: &GraphStatus| {
+        (format!("graph {}", graph.name), pb::ModelParameter { string_value: graph.place() })
+    };
     let config = pb::ModelConfig {
         name: version.model.to_string(),
         platform: version.platform.clone(),
         max_batch_size: 0,
         input: signature.inputs.iter().map(input).collect(),
         output: signature.outputs.iter().map(output).collect(),
+        parameters: graphs.iter().map(graph).collect(),
         backend: version.backend().to_owned(),
         response_cache: Some(pb::ModelResponseCache { enable: version.package.response_cache }),
     };

@@ -240,7 +240,7 @@ impl GrpcInferenceService for Grpc {
         request: tonic::Request<pb::ModelConfigRequest>,
     ) -> Answer<pb::ModelConfigResponse> {
         let (_, version) = self.describe(&request.get_ref().name, &request.get_ref().version)?;
-        Ok(oip_grpc::model_config(&version).into())
+        Ok(oip_grpc::model_config(&version, &self.public.serving.graphs(&version)).into())
     }
 
     /// Dropped, and the guest stopped, when the caller goes away or its deadline passes.

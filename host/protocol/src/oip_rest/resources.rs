@@ -33,10 +33,8 @@ pub fn model_metadata(model: &Model, version: &Version) -> Value {
 pub fn model_config(version: &Version, graphs: &[GraphStatus]) -> Value {
     let signature = &version.report.signature;
     let tensor = |spec: &TensorSpec| json!({"name": spec.name, "data_type": spec.dtype.config_name(), "dims": spec.wire_shape()});
-    let graph = |graph: &GraphStatus| {
-        let what = format!("{} on {}", graph.backend, graph.device);
-        (format!("graph {}", graph.name), json!({"string_value": what}))
-    };
+    let graph =
+        |graph: &GraphStatus| (format!("graph {}", graph.name), json!({"string_value": graph.place()}));
     json!({
         "name": version.model.as_str(),
         "platform": version.platform,
