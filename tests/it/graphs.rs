@@ -176,6 +176,9 @@ fn webgpu_evaluates_beside_versions_that_come_and_go() {
     client.register("demo/cpu", &on("target = 'cpu'"), true);
     client.register("demo/gpu", &on("target = 'gpu'"), true);
     client.register("demo/auto", &on("target = 'auto'"), true);
+    let wide =
+        Package::graph(fixture("wide.onnx"), "[graphs]\ntarget = 'gpu'\n[limits]\ndeadline_ms = 60000");
+    client.register("demo/wide", &wide, true);
     for model in ["demo/gpu", "demo/auto"] {
         let config = client.get(&format!("/v2/models/{model}/config"));
         assert!(config.body.to_string().contains("webgpu:0"), "{config:?}");
@@ -194,6 +197,11 @@ fn webgpu_evaluates_beside_versions_that_come_and_go() {
         let data = answer.body["outputs"][0]["data"].as_array().unwrap().clone();
         data.iter().map(|value| value.as_f64().unwrap()).collect::<Vec<_>>()
     };
+    // 2.4 GB between input and output.
+    let rows = json!({"name": "x", "datatype": "FP32", "shape": [600_000, 1], "data": vec![1; 600_000]});
+    let answer = client.post("/v2/models/demo/wide/infer", &json!({"inputs": [rows]}));
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(answer.error().contains("needs more memory than there is"), "{answer:?}");
     std::thread::scope(|scope| {
         for (caller, model) in (0..6).zip(["demo/gpu", "demo/auto"].into_iter().cycle()) {
             let ask = &ask;

@@ -273,8 +273,14 @@ fn on_device(
 /// A device that has no memory left, or an allocation that no machine could serve.
 fn out_of_memory(error: &ort::Error, memory: &Memory) -> Option<Error> {
     let said = error.message();
-    let signs =
-        ["out of memory", "Available memory of", "Failed to allocate memory", "bad allocation", "bad_alloc"];
+    let signs = [
+        "out of memory",
+        "Available memory of",
+        "Failed to allocate memory",
+        "bad allocation",
+        "bad_alloc",
+        "[Invalid Buffer", // WebGPU's: it says why only in the log
+    ];
     signs.iter().any(|sign| said.contains(sign)).then(|| {
         Error::new(
             ErrorCode::ResourceExhausted,
