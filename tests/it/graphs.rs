@@ -123,6 +123,38 @@ fn a_graph_is_refused_with_what_is_wrong() {
 }
 
 #[test]
+fn weights_beside_a_graph_are_the_versions_own_files_alone() {
+    let host = host();
+    let (model, weights) = (fixture("apart/model.onnx"), fixture("apart/weights.bin"));
+    let ones = json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}]});
+    for (head, graphs) in [
+        ("runtime = 'onnx'\ncapabilities = ['wasi:nn']", "[graphs]\nbackend = 'tract'"),
+        ("runtime = 'onnx'\ncapabilities = ['wasi:nn']", "[graphs]\nbackend = 'auto'"),
+        ("runtime = 'onnx-sandboxed'", ""),
+    ] {
+        let package = |artifacts: &str, files: &[(&str, &Vec<u8>)]| Package {
+            manifest: format!("{head}\nartifacts = {artifacts}\n{graphs}\n"),
+            files: files.iter().map(|(name, file)| ((*name).to_owned(), (*file).clone())).collect(),
+        };
+        let whole = [("model.onnx", &model), ("weights.bin", &weights)];
+        host.client.register("demo/apart", &package("['model.onnx', 'weights.bin']", &whole), true);
+        let answer = host.client.post("/v2/models/demo/apart/infer", &ones);
+        assert_eq!(answer.body["outputs"][0]["data"], json!([12.0, 16.0]), "{answer:?}");
+        // A file of the folder in which this runs, in the name's place.
+        let mut thief = model.clone();
+        let at = thief.windows(11).position(|window| window == b"weights.bin").unwrap();
+        thief[at..at + 11].copy_from_slice(b"it/cache.rs");
+        for stranger in [thief, model.clone()] {
+            let alone = package("['model.onnx']", &[("model.onnx", &stranger)]);
+            let answer = host.client.try_register("demo/apart", &alone, true).unwrap();
+            assert_eq!(answer.status, 422, "{answer:?}");
+            let named = ["weights.bin", "it/cache.rs"].iter().any(|name| answer.error().contains(name));
+            assert!(named && answer.error().contains("model.onnx"), "{answer:?}");
+        }
+    }
+}
+
+#[test]
 fn a_gpu_that_is_not_there_is_refused_and_auto_takes_the_processor() {
     if onnxruntime().is_none() || Path::new("/dev/nvidia0").exists() {
         println!("skipped: no ONNX Runtime, or a GPU is there");

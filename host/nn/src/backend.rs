@@ -4,9 +4,40 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use modelhost_core::error::Error;
+use bytes::Bytes;
+use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::Signature;
 use modelhost_core::tensor::Tensor;
+use modelhost_onnx::external_tensors;
+
+/// An ONNX file, and the files beside it that hold some of its weights, by the names that it gives them.
+#[derive(Clone)]
+pub(crate) struct GraphFile {
+    pub(crate) content: Bytes,
+    pub(crate) beside: Vec<(String, Bytes)>,
+    /// Of all weights: several tensors may be made of the same part of a file.
+    pub(crate) bytes: u64,
+}
+
+impl GraphFile {
+    /// `files`: those that may lie beside it. Errors: plugin fault, when it is no ONNX file, or names one that is not among them.
+    pub(crate) fn new(content: &Bytes, files: &[(String, Bytes)]) -> Result<Self, Error> {
+        let fault = |why| Error::new(ErrorCode::PluginFault, why);
+        let (mut beside, mut bytes) = (Vec::<(String, Bytes)>::new(), content.len() as u64);
+        for (name, length) in external_tensors(content).map_err(fault)? {
+            let artifact = name.strip_prefix("./").unwrap_or(&name);
+            let (_, file) = files.iter().find(|(known, _)| known == artifact).ok_or_else(|| {
+                let names: Vec<_> = files.iter().map(|(name, _)| name).collect();
+                fault(format!("some of its weights are in the file {name:?}, which is not among {names:?}"))
+            })?;
+            bytes = bytes.saturating_add(length.unwrap_or(file.len()) as u64);
+            if beside.iter().all(|(known, _)| *known != name) {
+                beside.push((name, file.clone()));
+            }
+        }
+        Ok(Self { content: content.clone(), beside, bytes })
+    }
+}
 
 /// A graph that is ready to be evaluated, by several threads at once.
 pub(crate) trait Backend: Send + Sync {

@@ -13,7 +13,7 @@ use modelhost_core::tensor::Tensor;
 use modelhost_core::version::GRAPH_SUFFIX;
 use modelhost_onnx::is_bounded;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, GraphFile};
 use crate::library::{Library, has_cuda};
 use crate::memory::{Held, Memory};
 use crate::onnxruntime::{Device, OnnxRuntime, Settings};
@@ -63,7 +63,7 @@ impl Runtime {
             named: Vec::new(),
         };
         for (name, file) in files.iter().filter(|(name, _)| name.ends_with(GRAPH_SUFFIX)) {
-            let graph = graphs.open(name, file)?;
+            let graph = graphs.open(name, file, files)?;
             tracing::info!(graph = name, backend = graph.backend, device = graph.device, "opened a graph");
             graphs.named.push(Arc::new(graph));
         }
@@ -110,7 +110,7 @@ impl Graphs {
                 ),
             ));
         }
-        self.open("loaded by the component", file)
+        self.open("loaded by the component", file, &[])
     }
 
     /// Counts a tensor that a component keeps here. Errors: resource exhausted; plugin fault, when it would not fit alone either.
@@ -139,10 +139,11 @@ impl Graphs {
         self.memory.held().0
     }
 
-    fn open(&self, name: &str, file: &Bytes) -> Result<Graph, Error> {
+    fn open(&self, name: &str, content: &Bytes, files: &[(String, Bytes)]) -> Result<Graph, Error> {
         let named = |error: Error| Error::new(error.code, format!("graph {name}: {}", error.message));
-        let Opened { backend, label, device } = self.choose(file).map_err(named)?;
-        let lane = Arc::new(Lane::new(backend, self.batching, is_bounded(file)));
+        let opened = GraphFile::new(content, files).and_then(|file| self.choose(&file));
+        let Opened { backend, label, device } = opened.map_err(named)?;
+        let lane = Arc::new(Lane::new(backend, self.batching, is_bounded(content)));
         Ok(Graph {
             name: name.to_owned(),
             backend: label,
@@ -154,7 +155,7 @@ impl Graphs {
     }
 
     /// The backend that the manifest names, or the best that is there.
-    fn choose(&self, file: &Bytes) -> Result<Opened, Error> {
+    fn choose(&self, file: &GraphFile) -> Result<Opened, Error> {
         let GraphOptions { backend, target, device, .. } = self.options;
         if backend == Choice::Tract {
             return self.tract(file);
@@ -179,12 +180,12 @@ impl Graphs {
         }
     }
 
-    fn tract(&self, file: &Bytes) -> Result<Opened, Error> {
+    fn tract(&self, file: &GraphFile) -> Result<Opened, Error> {
         let backend = Box::new(Tract::open(file, &self.memory)?);
         Ok(Opened { backend, label: "tract".to_owned(), device: "cpu".to_owned() })
     }
 
-    fn onnxruntime(&self, library: Library, device: Device, file: &Bytes) -> Result<Opened, Error> {
+    fn onnxruntime(&self, library: Library, device: Device, file: &GraphFile) -> Result<Opened, Error> {
         let label = format!("onnxruntime {}", library.version);
         let usual = if device == Device::Cpu { self.runtime.threads } else { 1 };
         let settings = Settings {

@@ -6,7 +6,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use bytes::Bytes;
 use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
 use modelhost_core::error::{Error, ErrorCode};
@@ -21,13 +20,17 @@ use ort::value::{
     TensorElementType, TensorRef, ValueType,
 };
 
-use crate::backend::{Backend, Stop};
+use crate::backend::{Backend, GraphFile, Stop};
 use crate::library::Library;
 use crate::memory::{Held, Memory};
 use crate::webgpu;
 
 /// How often one that waits for a session looks whether its caller still waits.
 const STOP_EVERY: Duration = Duration::from_millis(10);
+
+/// Where ONNX Runtime looks for files beside a graph's own. Source: onnxruntime_session_options_config_keys.h.
+const BESIDE: &str = "session.model_external_initializers_file_folder_path";
+const NOWHERE: &str = "/nonexistent";
 
 /// Where a graph is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +84,7 @@ struct Sessions {
     /// What each session holds of the version's memory.
     held: Vec<Held>,
     /// The file, while more may be made.
-    file: Option<(Bytes, Held)>,
+    file: Option<(GraphFile, Held)>,
 }
 
 impl OnnxRuntime {
@@ -91,9 +94,9 @@ impl OnnxRuntime {
         library: Library,
         settings: Settings,
         memory: &Arc<Memory>,
-        file: &Bytes,
+        file: &GraphFile,
     ) -> Result<Self, Error> {
-        let weights = memory.weights(file.len() as u64)?;
+        let weights = memory.weights(file.bytes)?;
         let session = session(&library, &settings, memory, file)?;
         let signature = Signature {
             inputs: session.inputs().iter().map(|input| spec("input", input)).collect::<Result<_, _>>()?,
@@ -109,7 +112,7 @@ impl OnnxRuntime {
         });
         let names = names.collect();
         let file = if settings.sessions > 1 {
-            memory.weights(file.len() as u64).ok().map(|weights| (file.clone(), weights))
+            memory.weights(file.bytes).ok().map(|weights| (file.clone(), weights))
         } else {
             None
         };
@@ -139,7 +142,7 @@ impl OnnxRuntime {
                 return None;
             }
             if let Some((file, weights)) = sessions.file.take() {
-                let more = self.memory.weights(file.len() as u64);
+                let more = self.memory.weights(file.bytes);
                 if let Ok(held) = more {
                     sessions.held.push(held);
                     if sessions.held.len() < self.settings.sessions {
@@ -223,12 +226,21 @@ impl Drop for OnnxRuntime {
     }
 }
 
-fn session(library: &Library, settings: &Settings, memory: &Memory, file: &[u8]) -> Result<Session, Error> {
+/// Makes one. It reads no file of this machine: what lies beside the graph's own is handed to it.
+fn session(
+    library: &Library,
+    settings: &Settings,
+    memory: &Memory,
+    file: &GraphFile,
+) -> Result<Session, Error> {
     let builder = Session::builder(&library.environment)
         .and_then(|builder| {
             let builder = builder.with_intra_threads(settings.threads)?.with_inter_threads(1)?;
             // Threads that spin while they wait would take the processor from other versions.
-            Ok(builder.with_intra_op_spinning(false)?)
+            let builder = builder.with_intra_op_spinning(false)?.with_config_entry(BESIDE, NOWHERE)?;
+            file.beside.iter().try_fold(builder, |builder, (name, content)| {
+                Ok(builder.with_external_initializer_file_in_memory(name, content.as_ref().into())?)
+            })
         })
         .map_err(|error| Error::internal(format!("ONNX Runtime: {error}")))?;
     let _turn = settings.device.turn(None)?;
@@ -237,7 +249,7 @@ fn session(library: &Library, settings: &Settings, memory: &Memory, file: &[u8])
         Error::invalid(format!("graphs: {device} cannot be used: {why}; this host has {there}"))
     };
     let mut builder = on_device(builder, library, settings.device, memory).map_err(|why| unusable(&why))?;
-    builder.commit_from_memory(file).map_err(|error| match out_of_memory(&error, memory) {
+    builder.commit_from_memory(&file.content).map_err(|error| match out_of_memory(&error, memory) {
         Some(refusal) => refusal,
         // A plugin looks at its device only now.
         None if error.message().contains("Error creating execution provider") => unusable(error.message()),

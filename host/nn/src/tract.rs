@@ -1,6 +1,6 @@
 //! tract: pure Rust, always there. Several threads evaluate one plan at once. An evaluation cannot be stopped before its end.
 
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use modelhost_core::error::{Error, ErrorCode};
@@ -8,7 +8,7 @@ use modelhost_core::model::Signature;
 use modelhost_core::tensor::Tensor;
 use modelhost_onnx::Graph;
 
-use crate::backend::{Backend, Stop};
+use crate::backend::{Backend, GraphFile, Stop};
 use crate::memory::{Held, Memory};
 
 pub(crate) struct Tract {
@@ -19,11 +19,15 @@ pub(crate) struct Tract {
 
 impl Tract {
     /// Errors: plugin fault, naming what is wrong with the file; too large.
-    pub(crate) fn open(file: &[u8], memory: &Arc<Memory>) -> Result<Self, Error> {
-        // What the file holds beside the weights is small.
-        let weights = memory.weights(file.len() as u64)?;
-        let parsed =
-            catch_unwind(|| Graph::parse(file)).unwrap_or_else(|_| Err("tract panicked over it".to_owned()));
+    pub(crate) fn open(file: &GraphFile, memory: &Arc<Memory>) -> Result<Self, Error> {
+        // What the files hold beside the weights is small.
+        let weights = memory.weights(file.bytes)?;
+        let beside = |name: &str| {
+            let known = file.beside.iter().find(|(known, _)| known == name);
+            known.map(|(_, content)| content.clone()).ok_or_else(|| format!("no file {name:?}"))
+        };
+        let parsed = catch_unwind(AssertUnwindSafe(|| Graph::parse(&file.content, &beside)))
+            .unwrap_or_else(|_| Err("tract panicked over it".to_owned()));
         let graph = parsed.map_err(|why| Error::new(ErrorCode::PluginFault, why))?;
         let signature = graph.signature();
         Ok(Self { graph, signature, _weights: weights })

@@ -3,16 +3,18 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::Signature;
 use modelhost_core::tensor::{DType, Tensor, TensorSpec};
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::dimension;
-use tract_onnx::pb::{GraphProto, TensorProto, ValueInfoProto, type_proto};
+use tract_onnx::pb::{GraphProto, ModelProto, TensorProto, ValueInfoProto, type_proto};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::{InferenceFact, ShapeFactoid};
 
 use crate::element;
+use crate::external::bring_in;
 
 /// A graph that can be asked.
 pub struct Graph {
@@ -52,13 +54,13 @@ type Shapes = Vec<Vec<usize>>;
 const KEPT_PLANS: usize = 16;
 
 impl Graph {
-    /// Reads an ONNX file, of operator sets 9 to 18 as a rule. Errors: what is wrong with it, naming the operator or the tensor.
-    pub fn parse(file: &[u8]) -> Result<Self, String> {
+    /// Reads an ONNX file, of operator sets 9 to 18 as a rule. `beside`: the content of a file beside it, which may hold some of its
+    /// weights, or why there is none. Errors: what is wrong with it, naming the operator or the tensor.
+    pub fn parse(file: &[u8], beside: &dyn Fn(&str) -> Result<Bytes, String>) -> Result<Self, String> {
         // Shapes that the file tells of inner values hold for open dimensions only; tract finds them itself.
         let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
-        let proto = onnx
-            .proto_model_for_read(&mut std::io::Cursor::new(file))
-            .map_err(|error| format!("it is no ONNX file, or a truncated one: {error:#}"))?;
+        let mut proto = decode(file)?;
+        bring_in(&mut proto, beside)?;
         let graph = proto.graph.as_ref().ok_or("it holds no graph")?;
         check_constants(graph)?;
         let inputs: Vec<_> = fed(graph).map(|value| Value::read("input", value)).collect::<Result<_, _>>()?;
@@ -245,6 +247,12 @@ fn fault(why: String) -> Error {
     Error::new(ErrorCode::PluginFault, why)
 }
 
+pub(crate) fn decode(file: &[u8]) -> Result<ModelProto, String> {
+    tract_onnx::onnx()
+        .proto_model_for_read(&mut std::io::Cursor::new(file))
+        .map_err(|error| format!("it is no ONNX file, or a truncated one: {error:#}"))
+}
+
 /// Operators whose work follows from values, not from the shapes of what a caller feeds: turns of a loop, sizes of what is filled.
 const UNBOUNDED: [&str; 11] = [
     "ConstantOfShape",
@@ -269,9 +277,7 @@ pub fn is_bounded(file: &[u8]) -> bool {
     if file.len() > SMALL_FILE {
         return false;
     }
-    let Ok(model) = tract_onnx::onnx().proto_model_for_read(&mut std::io::Cursor::new(file)) else {
-        return false;
-    };
+    let Ok(model) = decode(file) else { return false };
     let is_standard = |domain: &str| matches!(domain, "" | "ai.onnx" | "ai.onnx.ml");
     let nodes = model.graph.iter().flat_map(|graph| &graph.node);
     model.functions.is_empty()

@@ -2,8 +2,10 @@
 //! the sandbox (`modelhost-nn`) and a component evaluates it inside (`plugins/onnx-sandboxed`) with the same code.
 
 mod element;
+mod external;
 mod graph;
 
+pub use external::external_tensors;
 pub use graph::{Graph, check_names, is_bounded};
 
 #[cfg(test)]

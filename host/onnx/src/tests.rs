@@ -16,7 +16,7 @@ use modelhost_core::error::ErrorCode;
 use modelhost_core::tensor::{DType, Tensor};
 use serde_json::Value;
 
-use super::Graph;
+use super::{Graph, external_tensors};
 
 /// Largest difference from onnxruntime: absolute below 1, relative above.
 const TOLERANCE: f64 = 1e-5;
@@ -29,8 +29,13 @@ fn read(name: &str) -> Vec<u8> {
     fs::read(fixtures().join(name)).unwrap()
 }
 
+/// A graph in one file.
+fn parse(file: &[u8]) -> Result<Graph, String> {
+    Graph::parse(file, &|name| Err(format!("no file {name:?}")))
+}
+
 fn graph(name: &str) -> Graph {
-    Graph::parse(&read(&format!("{name}.onnx"))).unwrap_or_else(|why| panic!("{name}: {why}"))
+    parse(&read(&format!("{name}.onnx"))).unwrap_or_else(|why| panic!("{name}: {why}"))
 }
 
 /// A half's bits, exactly, for the few values the fixtures have.
@@ -166,8 +171,23 @@ fn dimensions_of_one_name_must_agree() {
 }
 
 #[test]
+fn weights_may_lie_in_a_file_beside() {
+    let file = read("apart/model.onnx");
+    assert_eq!(external_tensors(&file), Ok(vec![("weights.bin".to_owned(), Some(32))]));
+    assert_eq!(external_tensors(&read("mlp.onnx")), Ok(vec![]));
+    let graph = Graph::parse(&file, &|name| Ok(read(&format!("apart/{name}")).into())).unwrap();
+    let ones: Vec<u8> = [1_f32; 4].iter().flat_map(|one| one.to_le_bytes()).collect();
+    let x = Tensor::new("x".into(), DType::Fp32, vec![1, 4], ones.into()).unwrap();
+    let answer: Vec<u8> = [12_f32, 16.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+    assert_eq!(graph.run(&[x]).unwrap()[0].data()[..], answer);
+    let short = Graph::parse(&file, &|_| Ok(vec![0; 31].into())).map(|_| ()).unwrap_err();
+    assert_eq!(short, r#"tensor "w": 32 bytes from 0 on are not in "weights.bin", which has 31"#);
+    assert_eq!(parse(&file).map(|_| ()).unwrap_err(), r#"tensor "w": no file "weights.bin""#);
+}
+
+#[test]
 fn an_unknown_operator_is_named() {
-    let Err(why) = Graph::parse(&read("unknown_operator.onnx")) else { panic!("it was read") };
+    let Err(why) = parse(&read("unknown_operator.onnx")) else { panic!("it was read") };
     assert!(why.contains("Frobnicate"), "{why}");
 }
 
@@ -184,7 +204,7 @@ fn a_loop_and_a_filled_tensor_take_what_their_values_say() {
 
 #[test]
 fn a_constant_that_would_fill_the_memory_is_refused() {
-    let Err(why) = Graph::parse(&read("huge_constant.onnx")) else { panic!("it was read") };
+    let Err(why) = parse(&read("huge_constant.onnx")) else { panic!("it was read") };
     assert!(why.contains("node \"fill\" (ConstantOfShape): sizes [1099511627776] make more than"), "{why}");
 }
 
@@ -192,8 +212,8 @@ fn a_constant_that_would_fill_the_memory_is_refused() {
 fn a_file_truncated_anywhere_is_an_error_or_a_graph_and_never_a_panic() {
     let file = read("mlp.onnx");
     for length in 0..file.len() {
-        drop(Graph::parse(&file[..length]));
+        drop(parse(&file[..length]));
     }
-    assert!(Graph::parse(&file[..file.len() / 2]).is_err());
-    assert!(Graph::parse(b"").is_err());
+    assert!(parse(&file[..file.len() / 2]).is_err());
+    assert!(parse(b"").is_err());
 }

@@ -17,7 +17,9 @@ pub struct Onnx {
 impl Model for Onnx {
     fn load(config: &Config) -> Result<(Self, Signature), Error> {
         let name = config.model_file()?;
-        let graph = Graph::parse(&artifact(&name)?).map_err(|why| Error::Model(format!("{name}: {why}")))?;
+        let beside = |name: &str| artifact(name).map(Into::into).map_err(|error| error.to_string());
+        let graph =
+            Graph::parse(&artifact(&name)?, &beside).map_err(|why| Error::Model(format!("{name}: {why}")))?;
         let signature = graph.signature();
         let specs = |specs: &[Spec]| specs.iter().map(spec).collect();
         let inputs = signature.inputs.iter().map(|spec| spec.name.clone()).collect();
