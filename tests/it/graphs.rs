@@ -395,6 +395,9 @@ fn graphs_come_back_after_a_restart_and_stay_within_their_limit() {
     let config = host.client.get("/v2/models/demo/m/config").body;
     let said = config["parameters"]["graph model.onnx"]["string_value"].as_str().unwrap();
     assert!(said.ends_with(" on cpu"), "{said}");
+    let usage = host.client.admin("GET", "/usage", &Value::Null).unwrap().body;
+    assert_eq!(usage[0]["graphs"], json!([said]), "{usage}");
+    assert!(usage[0]["graph_seconds"].as_f64().unwrap() > 0.0, "{usage}");
     let metrics = host.client.get("/metrics").body;
     for name in
         ["graph_batch_rows_bucket", "graph_queue_seconds_count", "graph_weight_bytes", "graph_busy_seconds"]

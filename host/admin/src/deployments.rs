@@ -1,10 +1,12 @@
 //! Deployments: what operators see and change of them, free of HTTP.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use modelhost_core::deployment::{Bounds, DeploymentName};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::{DeploymentStatus, VersionUsage};
+use modelhost_core::graph::GraphStatus;
 use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::version::Isolation;
 
@@ -210,6 +212,7 @@ fn row(status: DeploymentStatus) -> wire::DeploymentRow {
 #[expect(clippy::cast_precision_loss, reason = "an average for people")]
 fn usage_row(usage: VersionUsage) -> wire::UsageRow {
     let did = usage.statistics;
+    let places: BTreeSet<String> = usage.graphs.iter().map(GraphStatus::place).collect();
     wire::UsageRow {
         model: usage.version.model.to_string(),
         version: usage.version.number.get(),
@@ -219,6 +222,8 @@ fn usage_row(usage: VersionUsage) -> wire::UsageRow {
         rows: did.rows,
         cpu_seconds: seconds(did.cpu.nanos),
         cpu_us_per_prediction: did.cpu.nanos as f64 / 1e3 / did.cpu.count.max(1) as f64,
+        graphs: places.into_iter().collect(),
+        graph_seconds: usage.graphs.iter().map(|graph| graph.busy.as_secs_f64()).sum(),
         queue_seconds: seconds(did.queue.nanos),
         latency: usage.latency,
         running: usage.running,

@@ -364,6 +364,10 @@ pub struct UsageRow {
     pub cpu_seconds: f64,
     /// The same per run, in microseconds.
     pub cpu_us_per_prediction: f64,
+    /// What evaluates its graphs and where, e.g. `onnxruntime 1.23.2 on cuda:0`, each once; empty while none is in memory.
+    pub graphs: Vec<String>,
+    /// Time of their evaluations since they were loaded, in seconds: of the processor, or spent waiting for a GPU.
+    pub graph_seconds: f64,
     /// Waiting, in seconds.
     pub queue_seconds: f64,
     /// How long answers took, waiting included: (upper bound in microseconds, answers) of every class that has any.

@@ -144,6 +144,10 @@ pub(crate) fn usage(rows: &[wire::UsageRow]) -> String {
             bytes(row.peak_instance_bytes),
             row.loaded_bytes.map_or_else(|| "-".to_owned(), bytes),
             row.loads.to_string(),
+            match row.graphs.as_slice() {
+                [] => "-".to_owned(),
+                places => format!("{:.3} s, {}", row.graph_seconds, places.join(", ")),
+            },
         ]
     };
     let header = [
@@ -157,6 +161,7 @@ pub(crate) fn usage(rows: &[wire::UsageRow]) -> String {
         "INSTANCE PEAK",
         "LOADED",
         "LOADS",
+        "GRAPHS",
     ];
     table(header, rows.iter().map(row))
 }
