@@ -504,4 +504,7 @@ fn a_component_without_graphs_is_asked_in_batches() {
     assert_eq!(ask_at_once("echo"), expected);
     let rows = ask_at_once("rows");
     assert!(rows.iter().all(|rows| *rows <= 4.0) && rows.iter().any(|rows| *rows > 1.0), "{rows:?}");
+    let metrics = host.client.get("/metrics").body;
+    let counted = "modelhost_batch_rows_sum{model=\"demo/rows\",version=\"1\",deployment=\"default\"} 16.0";
+    assert!(metrics.as_str().unwrap().contains(counted), "{metrics}");
 }

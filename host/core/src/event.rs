@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::deployment::{Bounds, DeploymentName};
 use crate::error::ErrorCode;
-use crate::graph::GraphStatus;
+use crate::graph::{GraphStatus, Histogram};
 use crate::model::ModelVersion;
 use crate::version::Version;
 
@@ -179,4 +179,6 @@ pub struct VersionUsage {
     pub loads: Tally,
     /// Its graphs, while it is in memory.
     pub graphs: Vec<GraphStatus>,
+    /// Rows of its runs, where its requests are joined before its component.
+    pub batch_rows: Option<Histogram>,
 }

@@ -1,6 +1,7 @@
 //! How the graphs of a version are evaluated, and what came of it. A graph is an artifact that the host evaluates for the version's
 //! component, outside its sandbox.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::error::Error;
@@ -155,6 +156,30 @@ impl Histogram {
     pub fn class(value: u64) -> usize {
         let bits = u64::BITS - value.saturating_sub(1).leading_zeros();
         (bits as usize).min(Self::CLASSES - 1)
+    }
+}
+
+/// A histogram that counts, by any number of threads.
+#[derive(Debug, Default)]
+pub struct Counts {
+    counts: [AtomicU64; Histogram::CLASSES],
+    sum: AtomicU64,
+}
+
+impl Counts {
+    /// Counts one value.
+    pub fn add(&self, value: u64) {
+        if let Some(count) = self.counts.get(Histogram::class(value)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.sum.fetch_add(value, Ordering::Relaxed);
+    }
+
+    /// What was counted so far.
+    pub fn read(&self) -> Histogram {
+        let counts =
+            std::array::from_fn(|at| self.counts.get(at).map_or(0, |count| count.load(Ordering::Relaxed)));
+        Histogram { counts, sum: self.sum.load(Ordering::Relaxed) }
     }
 }
 

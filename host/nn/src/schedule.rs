@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use modelhost_core::batch;
 use modelhost_core::error::{Error, ErrorCode};
-use modelhost_core::graph::{Batching, Histogram};
+use modelhost_core::graph::{Batching, Counts};
 use modelhost_core::tensor::Tensor;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::oneshot;
@@ -56,28 +56,6 @@ pub(crate) struct Lane {
     busy: AtomicU64,
     pub(crate) batch_rows: Counts,
     pub(crate) queued_micros: Counts,
-}
-
-/// A histogram that counts.
-#[derive(Default)]
-pub(crate) struct Counts {
-    counts: [AtomicU64; Histogram::CLASSES],
-    sum: AtomicU64,
-}
-
-impl Counts {
-    fn add(&self, value: u64) {
-        if let Some(count) = self.counts.get(Histogram::class(value)) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-        self.sum.fetch_add(value, Ordering::Relaxed);
-    }
-
-    pub(crate) fn read(&self) -> Histogram {
-        let counts =
-            std::array::from_fn(|at| self.counts.get(at).map_or(0, |count| count.load(Ordering::Relaxed)));
-        Histogram { counts, sum: self.sum.load(Ordering::Relaxed) }
-    }
 }
 
 impl Lane {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use modelhost_core::batch;
 use modelhost_core::error::{Error, ErrorCode};
-use modelhost_core::graph::Batching;
+use modelhost_core::graph::{Batching, Counts};
 use modelhost_core::infer::{Deadline, InferRequest};
 use modelhost_core::ports::LoadedModel;
 use modelhost_core::tensor::Tensor;
@@ -20,6 +20,8 @@ use crate::threads::Threads;
 pub(crate) struct Batcher {
     batching: Batching,
     gathering: Mutex<Option<Gathering>>,
+    /// Of what ran.
+    pub(crate) rows: Counts,
 }
 
 struct Gathering {
@@ -37,7 +39,7 @@ struct Member {
 
 impl Batcher {
     pub(crate) fn new(batching: Batching) -> Arc<Self> {
-        Arc::new(Self { batching, gathering: Mutex::default() })
+        Arc::new(Self { batching, gathering: Mutex::default(), rows: Counts::default() })
     }
 
     /// Answers the request, with others if they come in time. What was joined runs to its end, whoever leaves.
@@ -52,7 +54,10 @@ impl Batcher {
         let (reply, answer) = oneshot::channel();
         let member = Member { request: Arc::clone(&request), rows, deadline, reply };
         match self.join(member) {
-            Joined::Alone => return model.infer(request, deadline).await,
+            Joined::Alone => {
+                self.rows.add(rows);
+                return model.infer(request, deadline).await;
+            }
             Joined::Member => {}
             Joined::First(full) => drop(tokio::spawn(self.lead(model, threads, full))),
         }
@@ -100,7 +105,33 @@ impl Batcher {
         }
         let members = self.gathering().take().map(|gathering| gathering.members).unwrap_or_default();
         let members: Vec<_> = members.into_iter().filter(|member| !member.reply.is_closed()).collect();
-        answer(&model, &threads, members).await;
+        self.answer(&model, &threads, members).await;
+    }
+
+    async fn answer(&self, model: &Arc<dyn LoadedModel>, threads: &Arc<Threads>, members: Vec<Member>) {
+        if let Some(joined) = join(&members).filter(|_| members.len() > 1) {
+            let deadline =
+                members.iter().map(|member| member.deadline).max_by_key(|deadline| deadline.instant());
+            let rows: Vec<u64> = members.iter().map(|member| member.rows).collect();
+            let ran = match deadline {
+                Some(deadline) => {
+                    threads.run(Arc::clone(model).infer(Arc::new(joined), deadline), false).await
+                }
+                None => return,
+            };
+            if let Ok(answers) = ran.flatten().and_then(|outputs| batch::split(&outputs, &rows)) {
+                self.rows.add(rows.iter().sum());
+                for (member, outputs) in members.into_iter().zip(answers) {
+                    drop(member.reply.send(Ok(outputs))); // a caller who left needs no answer
+                }
+                return;
+            }
+        }
+        for Member { request, rows, deadline, reply } in members {
+            self.rows.add(rows);
+            let (alone, threads) = (Arc::clone(model).infer(request, deadline), Arc::clone(threads));
+            tokio::spawn(async move { drop(reply.send(threads.run(alone, false).await.flatten())) });
+        }
     }
 }
 
@@ -114,27 +145,6 @@ fn fit(one: &InferRequest, other: &InferRequest) -> bool {
     one.parameters == other.parameters
         && one.outputs == other.outputs
         && batch::fit(&one.inputs, &other.inputs)
-}
-
-async fn answer(model: &Arc<dyn LoadedModel>, threads: &Arc<Threads>, members: Vec<Member>) {
-    if let Some(joined) = join(&members).filter(|_| members.len() > 1) {
-        let deadline = members.iter().map(|member| member.deadline).max_by_key(|deadline| deadline.instant());
-        let rows: Vec<u64> = members.iter().map(|member| member.rows).collect();
-        let ran = match deadline {
-            Some(deadline) => threads.run(Arc::clone(model).infer(Arc::new(joined), deadline), false).await,
-            None => return,
-        };
-        if let Ok(answers) = ran.flatten().and_then(|outputs| batch::split(&outputs, &rows)) {
-            for (member, outputs) in members.into_iter().zip(answers) {
-                drop(member.reply.send(Ok(outputs))); // a caller who left needs no answer
-            }
-            return;
-        }
-    }
-    for Member { request, deadline, reply, .. } in members {
-        let (alone, threads) = (Arc::clone(model).infer(request, deadline), Arc::clone(threads));
-        tokio::spawn(async move { drop(reply.send(threads.run(alone, false).await.flatten())) });
-    }
 }
 
 fn join(members: &[Member]) -> Option<InferRequest> {

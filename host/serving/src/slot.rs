@@ -355,6 +355,7 @@ impl Slot {
             peak_instance_bytes: footprint.peak_instance_bytes,
             loads,
             graphs: self.graphs(),
+            batch_rows: self.batcher.as_ref().map(|batcher| batcher.rows.read()),
         })
     }
 

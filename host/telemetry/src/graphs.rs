@@ -1,4 +1,4 @@
-//! What graphs and GPUs do, read at each scrape. The GPUs have Triton's names.
+//! What graphs, batches and GPUs do, read at each scrape. The GPUs have Triton's names.
 
 use std::fmt::{Debug, Error, Formatter};
 use std::sync::{Arc, OnceLock};
@@ -6,12 +6,12 @@ use std::sync::{Arc, OnceLock};
 use modelhost_core::event::VersionUsage;
 use modelhost_core::graph::{GpuStatus, GraphStatus, Histogram};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use crate::usage::number;
+use crate::usage::{self, number};
 
 /// Tells what the GPUs do.
 pub type ReadGpus = Box<dyn Fn() -> Vec<GpuStatus> + Send + Sync>;
@@ -81,18 +81,24 @@ pub(crate) fn encode(encoder: &mut DescriptorEncoder<'_>, versions: &[VersionUsa
     for (name, help, unit, read) in HISTOGRAMS {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (took, graph) in graphs() {
-            let Histogram { counts, sum } = read(graph);
-            let buckets: Vec<(f64, u64)> =
-                counts.iter().enumerate().map(|(at, count)| (bound(at, unit), *count)).collect();
-            family.encode_family(&labels(took, graph))?.encode_histogram::<NoLabelSet>(
-                number(*sum) * unit,
-                counts.iter().sum(),
-                &buckets,
-                None,
-            )?;
+            histogram(family.encode_family(&labels(took, graph))?, read(graph), unit)?;
+        }
+    }
+    let help = "Rows that one run answered, of versions whose requests are joined before their component";
+    let mut family = encoder.encode_descriptor("batch_rows", help, None, MetricType::Histogram)?;
+    for took in versions {
+        if let Some(rows) = &took.batch_rows {
+            histogram(family.encode_family(&usage::labels(took))?, rows, 1.0)?;
         }
     }
     Ok(())
+}
+
+fn histogram(mut metric: MetricEncoder<'_>, read: &Histogram, unit: f64) -> Result<(), Error> {
+    let Histogram { counts, sum } = read;
+    let buckets: Vec<(f64, u64)> =
+        counts.iter().enumerate().map(|(at, count)| (bound(at, unit), *count)).collect();
+    metric.encode_histogram::<NoLabelSet>(number(*sum) * unit, counts.iter().sum(), &buckets, None)
 }
 
 /// Of a class; the last has none.

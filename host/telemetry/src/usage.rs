@@ -116,7 +116,7 @@ impl Collector for UsageCollector {
     }
 }
 
-fn labels(took: &VersionUsage) -> [(&'static str, String); 3] {
+pub(crate) fn labels(took: &VersionUsage) -> [(&'static str, String); 3] {
     [
         ("model", took.version.model.to_string()),
         ("version", took.version.number.to_string()),
