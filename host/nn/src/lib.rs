@@ -5,6 +5,7 @@
 //! counted by `memory`. No WebAssembly here: the engine translates `wasi:nn` to this.
 
 mod backend;
+mod cuda;
 mod gpus;
 mod graphs;
 mod library;

@@ -21,7 +21,7 @@ pub(crate) struct Library {
     pub(crate) environment: Environment,
     /// E.g. `1.23.2`.
     pub(crate) version: String,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 /// The process's ONNX Runtime, for whoever makes sessions of their own beside ours: a process has one environment.
@@ -136,14 +136,14 @@ fn library_in(folder: &Path) -> Option<PathBuf> {
 }
 
 /// In the order of their names.
-fn entries(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn entries(folder: &Path) -> Vec<PathBuf> {
     let read = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut paths: Vec<_> = read.map(|entry| entry.path()).collect();
     paths.sort();
     paths
 }
 
-fn file_name(path: &Path) -> &str {
+pub(crate) fn file_name(path: &Path) -> &str {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 

@@ -21,6 +21,7 @@ use ort::value::{
 };
 
 use crate::backend::{Backend, GraphFile, Stop};
+use crate::cuda;
 use crate::library::Library;
 use crate::memory::{Held, Memory};
 use crate::webgpu;
@@ -267,6 +268,7 @@ fn on_device(
     match device {
         Device::Cpu => Ok(builder),
         Device::Cuda(at) => {
+            cuda::preload(&library.path);
             let cuda = ep::CUDA::default()
                 .with_device_id(i32::try_from(at).unwrap_or(i32::MAX))
                 .with_memory_limit(usize::try_from(memory.limit).unwrap_or(usize::MAX))
