@@ -98,6 +98,7 @@ impl OnnxRuntime {
         file: &GraphFile,
     ) -> Result<Self, Error> {
         let weights = memory.weights(file.bytes)?;
+        let _turn = settings.device.turn(None)?;
         let session = session(&library, &settings, memory, file)?;
         let signature = Signature {
             inputs: session.inputs().iter().map(|input| spec("input", input)).collect::<Result<_, _>>()?,
@@ -150,6 +151,7 @@ impl OnnxRuntime {
                         sessions.file = Some((file.clone(), weights));
                     }
                     drop(sessions);
+                    let _turn = self.settings.device.turn(None);
                     match session(&self.library, &self.settings, &self.memory, &file) {
                         Ok(session) => return Some(session),
                         Err(error) => tracing::warn!(%error, "one session more could not be made"),
@@ -219,15 +221,15 @@ impl Drop for OnnxRuntime {
         if let Device::WebGpu(_) = device {
             let sessions = std::mem::take(&mut self.sessions().idle);
             // Whoever drops a version need not wait for others' evaluations.
-            thread::spawn(move || {
+            drop(thread::Builder::new().name("webgpu".to_owned()).spawn(move || {
                 let _turn = device.turn(None);
                 drop(sessions);
-            });
+            }));
         }
     }
 }
 
-/// Makes one. It reads no file of this machine: what lies beside the graph's own is handed to it.
+/// Makes one, while its device's turn is held. It reads no file of this machine: what lies beside the graph's own is handed to it.
 fn session(
     library: &Library,
     settings: &Settings,
@@ -244,7 +246,6 @@ fn session(
             })
         })
         .map_err(|error| Error::internal(format!("ONNX Runtime: {error}")))?;
-    let _turn = settings.device.turn(None)?;
     let unusable = |why: &str| {
         let (device, there) = (settings.device, library.devices());
         Error::invalid(format!("graphs: {device} cannot be used: {why}; this host has {there}"))
