@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use modelhost_core::error::{Error, ErrorCode};
@@ -54,6 +55,9 @@ pub(crate) trait Backend: Send + Sync {
     /// Whether an evaluation may run on the thread that asks, when it is short: one that waits for a device may not.
     fn is_on_cpu(&self) -> bool;
 }
+
+/// How often whoever waits for something else looks whether it was told to stop.
+pub(crate) const STOP_EVERY: Duration = Duration::from_millis(10);
 
 /// Tells an evaluation that nobody waits for it any more.
 #[derive(Default)]

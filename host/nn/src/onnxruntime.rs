@@ -4,7 +4,6 @@
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
@@ -20,14 +19,11 @@ use ort::value::{
     TensorElementType, TensorRef, ValueType,
 };
 
-use crate::backend::{Backend, GraphFile, Stop};
+use crate::backend::{Backend, GraphFile, STOP_EVERY, Stop};
 use crate::cuda;
 use crate::library::Library;
 use crate::memory::{Held, Memory};
 use crate::webgpu;
-
-/// How often one that waits for a session looks whether its caller still waits.
-const STOP_EVERY: Duration = Duration::from_millis(10);
 
 /// Where ONNX Runtime looks for files beside a graph's own. Source: onnxruntime_session_options_config_keys.h.
 const BESIDE: &str = "session.model_external_initializers_file_folder_path";

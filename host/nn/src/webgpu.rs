@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use ort::device::Device;
 use ort::environment::Environment;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::backend::Stop;
+use crate::backend::{STOP_EVERY, Stop};
 
 const PROVIDER: &str = "WebGpuExecutionProvider";
 const LIBRARY: &str = "libonnxruntime_providers_webgpu.so";
@@ -19,9 +18,6 @@ static TURN: Mutex<()> = Mutex::new(());
 
 /// Registering it is done once a process.
 static REGISTERED: OnceLock<Result<(), String>> = OnceLock::new();
-
-/// How often one that waits for its turn looks whether its caller still waits.
-const STOP_EVERY: Duration = Duration::from_millis(10);
 
 /// Its devices, as ONNX Runtime found them; registers it at the first call. `onnxruntime`: the library beside which it is
 /// looked for. Errors: that it is not installed, or what is wrong with it.

@@ -1,7 +1,6 @@
 //! What graphs, batches and GPUs do, read at each scrape. The GPUs have Triton's names.
 
-use std::fmt::{Debug, Error, Formatter};
-use std::sync::{Arc, OnceLock};
+use std::fmt::Error;
 
 use modelhost_core::event::VersionUsage;
 use modelhost_core::graph::{GpuStatus, GraphStatus, Histogram};
@@ -11,21 +10,12 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use crate::usage::{self, number};
+use crate::usage::{self, Read, Watch, number};
 
 /// Tells what the GPUs do.
 pub type ReadGpus = Box<dyn Fn() -> Vec<GpuStatus> + Send + Sync>;
 
-#[derive(Clone, Default)]
-pub(crate) struct GpuCollector(pub(crate) Arc<OnceLock<ReadGpus>>);
-
-impl Debug for GpuCollector {
-    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        f.write_str("GpuCollector")
-    }
-}
-
-type Read<T> = fn(&T) -> f64;
+pub(crate) type GpuCollector = Watch<Vec<GpuStatus>>;
 
 const GPU_GAUGES: [(&str, &str, Read<GpuStatus>); 3] = [
     ("nv_gpu_utilization", "GPU utilization rate, 0 to 1", |is| is.utilisation),

@@ -13,19 +13,24 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::graphs;
 
+type Usage = (Vec<DeploymentStatus>, Vec<VersionUsage>);
+
 /// Tells what there is now: every deployment, and every version that was used.
-pub type ReadUsage = Box<dyn Fn() -> (Vec<DeploymentStatus>, Vec<VersionUsage>) + Send + Sync>;
+pub type ReadUsage = Box<dyn Fn() -> Usage + Send + Sync>;
 
+/// What is read anew at each scrape, once it is known from whom.
 #[derive(Clone, Default)]
-pub(crate) struct UsageCollector(pub(crate) Arc<OnceLock<ReadUsage>>);
+pub(crate) struct Watch<T>(pub(crate) Arc<OnceLock<Box<dyn Fn() -> T + Send + Sync>>>);
 
-impl Debug for UsageCollector {
+impl<T> Debug for Watch<T> {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        f.write_str("UsageCollector")
+        f.write_str("Watch")
     }
 }
 
-type Read<T> = fn(&T) -> f64;
+pub(crate) type UsageCollector = Watch<Usage>;
+
+pub(crate) type Read<T> = fn(&T) -> f64;
 
 fn seconds(nanos: u64) -> f64 {
     std::time::Duration::from_nanos(nanos).as_secs_f64()
