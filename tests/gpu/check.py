@@ -141,10 +141,12 @@ def timed(run, workers):
     def work():
         call = run()
         call()
-        while time.perf_counter() < until:
+        while True:
             start = time.perf_counter()
             call()
             took.append(time.perf_counter() - start)
+            if time.perf_counter() >= until:
+                break
 
     threads = [threading.Thread(target=work) for _ in range(workers)]
     start = time.perf_counter()
