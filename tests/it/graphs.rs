@@ -405,9 +405,27 @@ fn graphs_come_back_after_a_restart_and_stay_within_their_limit() {
         let of_model = |line: &str| line.contains(name) && line.contains("model=\"demo/m\"");
         assert!(metrics.as_str().unwrap().lines().any(of_model), "{name}");
     }
+    let outputs = &before.body["outputs"];
+    let example = format!(
+        "[[examples]]\ninputs = [{{ name = 'x', datatype = 'FP32', shape = [3, 8], data = {} }}]\n\
+         outputs = [{{ name = {}, datatype = 'FP32', shape = {}, data = {} }}]",
+        x(3)["data"],
+        outputs[0]["name"],
+        outputs[0]["shape"],
+        outputs[0]["data"]
+    );
+    host.client.register("demo/warm", &Package::graph(fixture("mlp.onnx"), &example), true);
     let host = host.restart(|_| {});
-    let after = host.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(3)]}));
-    assert_eq!(after.body["outputs"], before.body["outputs"]);
+    let evaluations = |model: &str| {
+        let after = host.client.post(&format!("/v2/models/{model}/infer"), &json!({"inputs": [x(3)]}));
+        assert_eq!(&after.body["outputs"], outputs, "{model}");
+        let metrics = host.client.get("/metrics").body.as_str().unwrap().to_owned();
+        let start = format!("modelhost_graph_batch_rows_count{{model=\"{model}\"");
+        let line = metrics.lines().find(|line| line.starts_with(&start)).unwrap().to_owned();
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    assert_eq!(evaluations("demo/m"), "1");
+    assert_eq!(evaluations("demo/warm"), "2", "its example runs on every load, so that a GPU is warm");
 }
 
 #[test]
