@@ -55,6 +55,12 @@ impl InferRequest {
         }
     }
 
+    /// The text of a parameter.
+    pub fn parameter(&self, name: &str) -> Option<Vec<u8>> {
+        let found = self.parameters.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.to_string().into_bytes())
+    }
+
     /// Rows in the request: the first dimension of the first input, 1 for a scalar.
     pub fn rows(&self) -> u64 {
         self.inputs.first().and_then(|input| input.shape().first().copied()).unwrap_or(1)

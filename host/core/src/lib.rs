@@ -18,6 +18,8 @@ pub mod version;
 
 pub mod deployment;
 
+pub mod budget;
+
 pub mod routing;
 
 pub mod event;

@@ -1,12 +1,19 @@
 //! Puts the host together: configuration, storage, engine, serving, two listeners, shutdown.
 
+mod answer;
 mod body;
-mod call;
+mod coding;
 mod config;
+mod control;
+mod dialects;
+mod exchange;
 mod grpc;
-mod handlers;
-mod http;
+mod listen;
+mod pipeline;
+mod public;
+mod route;
 mod system;
+mod watch;
 mod wiring;
 
 pub use config::Config;

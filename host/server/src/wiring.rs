@@ -20,16 +20,17 @@ use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::ports::{BlobStore, Lifecycle, ModelRuntime, Observer};
 use modelhost_registry::{Blobs, Catalog};
 use modelhost_serving::Serving;
-use modelhost_telemetry::{Metrics, Traces};
-use tokio::sync::watch;
+use modelhost_telemetry::{Clients, Metrics, Traces};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::body::{Lent, drain};
 use crate::config::Config;
 use crate::grpc::Services;
-use crate::handlers::Public;
-use crate::http::{Listener, bind};
+use crate::listen::{Listener, bind};
+use crate::public::{ASIDE_AT_ONCE, Public};
 use crate::system;
+use crate::watch::Connections;
 
 /// Connections on the admin port.
 const ADMIN_CONNECTIONS: usize = 256;
@@ -76,6 +77,7 @@ impl Server {
             loaded_versions,
             idle_instance: Duration::from_millis(config.idle_instance_ms),
             response_cache_bytes: config.response_cache_bytes,
+            body_bytes: config.bodies_mib << 20,
             ..Default::default()
         };
         let observer = Arc::clone(&metrics) as Arc<dyn Observer>;
@@ -108,7 +110,9 @@ impl Server {
             max_body_bytes: config.max_body_bytes,
             max_stream_bytes: config.max_stream_bytes,
             request_timeout: Duration::from_millis(config.request_timeout_ms),
+            patience: config.patience(),
             repository_control: config.repository_control,
+            aside: Semaphore::new(ASIDE_AT_ONCE),
             draining: AtomicBool::new(false),
         });
         let server = Self::listen(&config, public, admin, catalog, lock).await?;
@@ -124,11 +128,12 @@ impl Server {
         lock: File,
     ) -> Result<Self, Error> {
         let (stop, stopped) = watch::channel(false);
-        let listener = |socket, max_connections| Listener {
-            socket,
-            max_connections,
-            header_timeout: Duration::from_millis(config.header_timeout_ms),
-            drain_timeout: Duration::from_millis(config.drain_timeout_ms),
+        let mut connections = Vec::new();
+        let mut listener = |port, socket, max_connections| {
+            let open = Connections::new(config.patience());
+            connections.push((port, Arc::clone(&open)));
+            let drain_timeout = Duration::from_millis(config.drain_timeout_ms);
+            Listener { socket, max_connections, connections: open, drain_timeout }
         };
         let (socket, admin_socket) = (bind(config.listen).await?, bind(config.admin_listen).await?);
         let local = |socket: &tokio::net::TcpListener| {
@@ -168,11 +173,21 @@ impl Server {
         if let Some(address) = config.grpc_listen {
             let socket = bind(address).await?;
             grpc_address = Some(local(&socket)?);
-            let served = listener(socket, config.max_connections).serve(handle.clone(), stopped.clone());
+            let served =
+                listener("grpc", socket, config.max_connections).serve(handle.clone(), stopped.clone());
             listeners.push(tokio::spawn(served));
         }
-        listeners.push(tokio::spawn(listener(socket, config.max_connections).serve(handle, stopped.clone())));
-        listeners.push(tokio::spawn(listener(admin_socket, ADMIN_CONNECTIONS).serve(handle_admin, stopped)));
+        listeners.push(tokio::spawn(
+            listener("public", socket, config.max_connections).serve(handle, stopped.clone()),
+        ));
+        listeners.push(tokio::spawn(
+            listener("admin", admin_socket, ADMIN_CONNECTIONS).serve(handle_admin, stopped),
+        ));
+        let serving = Arc::downgrade(&public.serving);
+        public.metrics.watch_clients(Box::new(move || Clients {
+            connections: connections.iter().map(|(port, open)| (*port, open.count())).collect(),
+            held_bytes: serving.upgrade().map_or(0, |serving| serving.bodies().used()),
+        }));
         Ok(Self { address, grpc_address, admin_address, public, grpc, catalog, stop, listeners, _lock: lock })
     }
 

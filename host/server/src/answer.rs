@@ -7,21 +7,29 @@ use modelhost_core::error::{Error, ErrorCode};
 use modelhost_protocol::{oip_rest, status};
 
 use crate::body::{ResponseBody, whole};
+use crate::dialects::JSON;
 
-pub(super) const JSON: &str = "application/json";
+pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 
 /// A body of this media type.
-pub(super) fn body(media_type: &'static str, body: impl Into<Bytes>) -> Response<ResponseBody> {
+pub(crate) fn body(media_type: &'static str, body: impl Into<Bytes>) -> Response<ResponseBody> {
     let mut response = Response::new(whole(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
 }
 
-pub(super) fn json(value: &serde_json::Value) -> Response<ResponseBody> {
+pub(crate) fn json(value: &serde_json::Value) -> Response<ResponseBody> {
     body(JSON, value.to_string())
 }
 
-pub(super) fn wrong_method(allowed: &[Method]) -> Response<ResponseBody> {
+/// A page holds what callers typed: nothing in it may run or be framed.
+pub(crate) fn page(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'";
+    response.headers_mut().insert("content-security-policy", HeaderValue::from_static(policy));
+    response
+}
+
+pub(crate) fn wrong_method(allowed: &[Method]) -> Response<ResponseBody> {
     let allowed = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
     let mut response = json(&serde_json::json!({"error": format!("only {allowed} is answered here")}));
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
@@ -32,7 +40,7 @@ pub(super) fn wrong_method(allowed: &[Method]) -> Response<ResponseBody> {
 }
 
 /// The host's own failures are logged, and shown without what is inside.
-pub(super) fn refuse(error: &Error, request_id: &str) -> Response<ResponseBody> {
+pub(crate) fn refuse(error: &Error, request_id: &str) -> Response<ResponseBody> {
     let mut response = json(&oip_rest::error(&shown(error, request_id)));
     *response.status_mut() =
         StatusCode::from_u16(status::http(error.code)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
