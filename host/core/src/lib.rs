@@ -4,6 +4,8 @@
 
 pub mod tensor;
 
+pub mod name;
+
 pub mod model;
 
 pub mod artifact;
