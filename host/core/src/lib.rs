@@ -14,6 +14,8 @@ pub mod infer;
 
 pub mod batch;
 
+pub mod histogram;
+
 pub mod graph;
 
 pub mod version;
