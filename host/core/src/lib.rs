@@ -14,6 +14,8 @@ pub mod infer;
 
 pub mod batch;
 
+pub mod compare;
+
 pub mod histogram;
 
 pub mod graph;
