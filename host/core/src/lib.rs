@@ -4,6 +4,8 @@
 
 pub mod tensor;
 
+pub mod name;
+
 pub mod model;
 
 pub mod artifact;
@@ -11,6 +13,10 @@ pub mod artifact;
 pub mod infer;
 
 pub mod batch;
+
+pub mod compare;
+
+pub mod histogram;
 
 pub mod graph;
 

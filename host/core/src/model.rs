@@ -3,17 +3,15 @@
 use std::fmt;
 
 use crate::error::Error;
+use crate::name;
 use crate::tensor::TensorSpec;
 
 #[cfg(test)]
 mod tests;
 
-/// Words that follow a model's name in a URL, so no name may be one of them.
-const RESERVED: [&str; 9] =
+/// Words that follow a model's name in a URL of the Open Inference Protocol, so no name may be one of them.
+const WORDS_AFTER_A_MODEL: [&str; 9] =
     ["versions", "infer", "ready", "config", "stats", "generate", "generate_stream", "trace", "labels"];
-
-/// Longest prefix or name, in bytes.
-const MAX_SEGMENT: usize = 64;
 
 /// `prefix/name`, e.g. `marketing/churn`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,15 +21,14 @@ pub struct ModelName {
 }
 
 impl ModelName {
-    /// Reads `prefix/name`. Each part: 1 to 64 of ASCII letters, digits, `.`, `_` and `-`, starting with a letter or
-    /// digit; no word that follows a name in a URL (`versions`, `infer`, …), nothing that reads as a version (`v6`).
+    /// Reads `prefix/name`. Each part is a [`name`](crate::name), no word that follows one in a URL (`versions`, `infer`, …), and nothing
+    /// that reads as a version (`v6`).
     pub fn parse(text: &str) -> Result<Self, Error> {
         let (prefix, name) = text
             .split_once('/')
             .ok_or_else(|| Error::invalid(format!("model {text:?} is not of the form prefix/name")))?;
-        for segment in [prefix, name] {
-            check_segment(segment)
-                .map_err(|why| Error::invalid(format!("model {text:?}: {segment:?} {why}")))?;
+        for (part, segment) in [("prefix", prefix), ("name", name)] {
+            name::check_in_path(&format!("a model's {part}"), segment, &WORDS_AFTER_A_MODEL)?;
         }
         Ok(Self { text: text.to_owned(), slash: prefix.len() })
     }
@@ -70,20 +67,6 @@ impl fmt::Display for ModelName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
-}
-
-fn check_segment(segment: &str) -> Result<(), &'static str> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if segment.is_empty() || segment.len() > MAX_SEGMENT {
-        return Err("must have 1 to 64 characters");
-    }
-    if !segment.bytes().all(allowed) || !segment.starts_with(|first: char| first.is_ascii_alphanumeric()) {
-        return Err("may hold letters, digits, '.', '_' and '-', and starts with a letter or digit");
-    }
-    if RESERVED.contains(&segment) || ModelVersion::parse(segment).is_ok() {
-        return Err("is reserved, because it may follow a model's name in a URL");
-    }
-    Ok(())
 }
 
 /// A version's number: from 1, per model, never reused.

@@ -15,6 +15,7 @@ use modelhost_core::artifact::{Artifact, Digest};
 use modelhost_core::deployment::{Bounds, DeploymentName};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
+use modelhost_core::name;
 use modelhost_core::routing::Policy;
 use modelhost_core::version::{Isolation, Limits, LoadReport, Model, Package, Snapshot, Version};
 use sha2::{Digest as _, Sha256};
@@ -217,7 +218,7 @@ impl Catalog {
         prepare: impl AsyncFnOnce(Vec<Arc<Version>>) -> Result<(), Error>,
         publish: impl FnOnce(Arc<Snapshot>),
     ) -> Result<(), Error> {
-        check_alias(alias)?;
+        name::check_in_path("alias", alias, &WORDS_AFTER_A_MODEL)?;
         let _writer = self.writer.lock().await;
         let latest = self.snapshot();
         let model = find(&latest, name)?;
@@ -326,25 +327,7 @@ fn versions_of(model: &Model, policy: &Policy) -> Result<Vec<Arc<Version>>, Erro
 }
 
 /// What stands where an alias may stand, in `/models/{prefix}/{name}/…`.
-const AFTER_A_MODEL: [&str; 6] = ["ping", "health", "version", "invocations", "docs", "openapi.json"];
-
-fn check_alias(alias: &str) -> Result<(), Error> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if alias.is_empty() || alias.len() > 64 || !alias.bytes().all(allowed) {
-        return Err(Error::invalid(format!(
-            "alias {alias:?} is not 1 to 64 letters, digits, '.', '_' or '-'"
-        )));
-    }
-    if AFTER_A_MODEL.contains(&alias) {
-        return Err(Error::invalid(format!(
-            "alias {alias:?} is reserved: it follows a model's name in a URL"
-        )));
-    }
-    match ModelVersion::parse(alias) {
-        Ok(_) => Err(Error::invalid(format!("alias {alias:?} would be taken for a version"))),
-        Err(_) => Ok(()),
-    }
-}
+const WORDS_AFTER_A_MODEL: [&str; 6] = ["ping", "health", "version", "invocations", "docs", "openapi.json"];
 
 fn changed(latest: &Arc<Snapshot>, name: &ModelName, change: impl FnOnce(&mut Model)) -> Arc<Snapshot> {
     let mut snapshot = Snapshot::clone(latest);
