@@ -29,8 +29,8 @@ use modelhost_protocol::{oip_rest, records};
 use modelhost_serving::{Resolved, Serving, Target};
 use modelhost_telemetry::{Metrics, Traces};
 
-pub(crate) use answer::shown;
-use answer::{JSON, body, json, refuse, wrong_method};
+use answer::{JSON, body, json, wrong_method};
+pub(crate) use answer::{refuse, shown};
 use page::{is_form, wants_html};
 use route::Route;
 

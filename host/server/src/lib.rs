@@ -1,9 +1,11 @@
 //! Puts the host together: configuration, storage, engine, serving, two listeners, shutdown.
 
+mod admin;
 mod body;
 mod call;
 mod config;
 mod grpc;
+mod guard;
 mod handlers;
 mod http;
 mod system;

@@ -32,7 +32,7 @@ pub(super) fn wrong_method(allowed: &[Method]) -> Response<ResponseBody> {
 }
 
 /// The host's own failures are logged, and shown without what is inside.
-pub(super) fn refuse(error: &Error, request_id: &str) -> Response<ResponseBody> {
+pub(crate) fn refuse(error: &Error, request_id: &str) -> Response<ResponseBody> {
     let mut response = json(&oip_rest::error(&shown(error, request_id)));
     *response.status_mut() =
         StatusCode::from_u16(status::http(error.code)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -3,7 +3,10 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use hyper::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderValue,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::{Response, StatusCode};
 use modelhost_core::error::Error;
 use modelhost_core::version::Version;
@@ -14,8 +17,12 @@ use modelhost_serving::Target;
 use super::answer::{body, json, shown};
 use super::{Answer, Call, Public};
 use crate::body::ResponseBody;
+use crate::guard;
 
 const HTML: &str = "text/html; charset=utf-8";
+
+/// Starts the documentation's viewer on what its page names: a page may run no script of its own.
+const DOCS_SCRIPT: &str = include_str!("../../assets/docs.js");
 
 /// Files of the documentation's viewer, compressed: `assets/swagger-ui/README.md` says which.
 const ASSETS: [(&str, &str, &[u8]); 2] = [
@@ -33,7 +40,7 @@ impl Public {
         if !wants_html(&call.head.headers) {
             return Ok(json(&serde_json::json!({"status": "alive"})));
         }
-        Ok(body(HTML, page::models(&self.serving.models())?))
+        Ok(page_of(page::models(&self.serving.models())?, PAGE_POLICY))
     }
 
     pub(super) fn page(&self, target: Target<'_>, call: &Call) -> Answer {
@@ -54,22 +61,25 @@ impl Public {
         // Names and versions hold no character that HTML or a string would mind.
         let html = format!(
             "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title>\
-             <link rel=\"stylesheet\" href=\"/assets/swagger-ui.css\"></head><body><div id=\"ui\"></div>\
-             <script src=\"/assets/swagger-ui-bundle.js\"></script>\
-             <script>SwaggerUIBundle({{url: \"{document}\", dom_id: \"#ui\", validatorUrl: null}})</script>\
+             <link rel=\"stylesheet\" href=\"/assets/swagger-ui.css\"></head><body><div id=\"ui\" data-document=\"{document}\"></div>\
+             <script src=\"/assets/swagger-ui-bundle.js\"></script><script src=\"/assets/docs.js\"></script>\
              <noscript>The document itself: <a href=\"{document}\">{document}</a></noscript></body></html>",
             model.name
         );
-        Ok(body(HTML, html))
+        Ok(page_of(html, DOCS_POLICY))
     }
 
     pub(super) fn asset(name: &str) -> Answer {
+        if name == "docs.js" {
+            return Ok(body("text/javascript", DOCS_SCRIPT));
+        }
         let found = ASSETS.iter().find(|(asset, ..)| *asset == name);
         let (_, kind, content) =
             found.ok_or_else(|| Error::not_found(format!("there is no asset {name:?}")))?;
         let mut response = body(kind, *content);
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=86400"));
+        response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         Ok(response)
     }
 
@@ -125,15 +135,21 @@ impl Public {
         let authority = call.head.uri.authority().map(hyper::http::uri::Authority::as_str).or(host);
         let authority = authority.unwrap_or("127.0.0.1:8080");
         let html = page::model(&model, version, target.version.is_some(), authority, posted, outcome)?;
-        Ok(page_of(html))
+        Ok(page_of(html, PAGE_POLICY))
     }
 }
 
-/// A page holds what callers typed: nothing in it may run or be framed.
-fn page_of(html: String) -> Response<ResponseBody> {
+/// A page holds what callers typed: nothing in it may run.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// The viewer runs from its files, styles what it shows, and asks this host.
+const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
+
+/// A page, which nobody may frame.
+fn page_of(html: String, policy: &'static str) -> Response<ResponseBody> {
     let mut response = body(HTML, html);
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'";
-    response.headers_mut().insert("content-security-policy", HeaderValue::from_static(policy));
+    guard::protect(response.headers_mut(), policy);
     response
 }
 
