@@ -180,7 +180,8 @@ fn a_body_that_nobody_reads_does_not_cost_the_connection() {
     let host = host(|_| {});
     let mut stream = connect_to(&host.client.admin);
     for (path, unloaded) in [("versions/1/unload", true), ("versions/1/unload", false)] {
-        let head = format!("POST /v1/models/demo/m/{path} HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n");
+        let head = format!("POST /v1/models/demo/m/{path} HTTP/1.1\r\nHost: localhost\r\n");
+        let head = format!("{head}Content-Type: application/json\r\nContent-Length: 2\r\n\r\n");
         stream.write_all(head.as_bytes()).unwrap();
         std::thread::sleep(Duration::from_millis(20));
         stream.write_all(b"{}").unwrap();

@@ -110,7 +110,8 @@ impl Client {
     /// Any method on the admin port.
     pub fn admin(&self, method: &str, path: &str, body: &Value) -> Result<Answer, ureq::Error> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        self.send(method, &format!("{}/v1{path}", self.admin), body.as_bytes(), &[])
+        let json = [("content-type", "application/json")];
+        self.send(method, &format!("{}/v1{path}", self.admin), body.as_bytes(), &json)
     }
 
     /// A model's operation, e.g. `promote`.

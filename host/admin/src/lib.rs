@@ -9,4 +9,4 @@ mod routes;
 pub mod wire;
 
 pub use resources::{Admin, CountComparisons};
-pub use routes::router;
+pub use routes::{Reply, refuse, router};

@@ -227,6 +227,14 @@ fn json(value: impl Serialize) -> Answer {
     Ok(Json(value).into_response())
 }
 
+/// What the admin API answers with.
+pub type Reply = Response;
+
+/// The answer of a failure.
+pub fn refuse(error: Error) -> Reply {
+    Refusal(error).into_response()
+}
+
 struct Refusal(Error);
 
 impl From<Error> for Refusal {
@@ -240,6 +248,7 @@ impl IntoResponse for Refusal {
         let Self(error) = self;
         let status = match error.code {
             ErrorCode::InvalidArgument => StatusCode::BAD_REQUEST,
+            ErrorCode::PermissionDenied => StatusCode::FORBIDDEN,
             ErrorCode::NotFound => StatusCode::NOT_FOUND,
             ErrorCode::Conflict => StatusCode::CONFLICT,
             ErrorCode::UnsupportedFormat => StatusCode::UNSUPPORTED_MEDIA_TYPE,

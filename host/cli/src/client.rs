@@ -93,7 +93,12 @@ impl Client {
     /// Uploads a file's content.
     pub(crate) fn put_blob(&self, digest: &str, file: File) -> Result<()> {
         let body = SendBody::from_owned_reader(file);
-        self.check(self.agent.put(self.url(&format!("/v1/blobs/{digest}"))).send(body))?;
+        self.check(
+            self.agent
+                .put(self.url(&format!("/v1/blobs/{digest}")))
+                .content_type("application/octet-stream")
+                .send(body),
+        )?;
         Ok(())
     }
 

@@ -8,6 +8,8 @@ use std::sync::Arc;
 pub enum ErrorCode {
     /// The caller sent something malformed or out of contract.
     InvalidArgument,
+    /// Who asks, or the page that asks for them, may not.
+    PermissionDenied,
     /// A named thing does not exist.
     NotFound,
     /// The request contradicts the current state; a retry without change fails again.
@@ -32,8 +34,9 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code, for metrics that start at zero.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::InvalidArgument,
+        Self::PermissionDenied,
         Self::NotFound,
         Self::Conflict,
         Self::TooLarge,
@@ -50,6 +53,7 @@ impl ErrorCode {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::InvalidArgument => "invalid_argument",
+            Self::PermissionDenied => "permission_denied",
             Self::NotFound => "not_found",
             Self::Conflict => "conflict",
             Self::TooLarge => "too_large",

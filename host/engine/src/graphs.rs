@@ -267,6 +267,7 @@ impl nn::errors::HostError for State {
             ErrorCode::TooLarge => NnCode::TooLarge,
             ErrorCode::NotFound => NnCode::NotFound,
             ErrorCode::Conflict
+            | ErrorCode::PermissionDenied
             | ErrorCode::ResourceExhausted
             | ErrorCode::Unavailable
             | ErrorCode::Internal => NnCode::Unknown,

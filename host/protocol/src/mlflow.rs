@@ -147,6 +147,7 @@ pub fn encode(outputs: &[Tensor]) -> Result<Vec<u8>, Error> {
 pub fn error(error: &Error) -> Value {
     let code = match error.code {
         ErrorCode::InvalidArgument | ErrorCode::TooLarge | ErrorCode::UnsupportedFormat => "BAD_REQUEST",
+        ErrorCode::PermissionDenied => "PERMISSION_DENIED",
         ErrorCode::NotFound => "RESOURCE_DOES_NOT_EXIST",
         ErrorCode::ResourceExhausted => "REQUEST_LIMIT_EXCEEDED",
         ErrorCode::Unavailable => "TEMPORARILY_UNAVAILABLE",

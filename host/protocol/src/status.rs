@@ -6,6 +6,7 @@ use modelhost_core::error::ErrorCode;
 pub fn http(code: ErrorCode) -> u16 {
     match code {
         ErrorCode::InvalidArgument => 400,
+        ErrorCode::PermissionDenied => 403,
         ErrorCode::NotFound => 404,
         ErrorCode::Conflict => 409,
         ErrorCode::TooLarge => 413,
@@ -25,6 +26,7 @@ pub fn grpc(code: ErrorCode) -> i32 {
         ErrorCode::InvalidArgument => 3,
         ErrorCode::DeadlineExceeded => 4,
         ErrorCode::NotFound => 5,
+        ErrorCode::PermissionDenied => 7,
         ErrorCode::TooLarge | ErrorCode::ResourceExhausted => 8,
         ErrorCode::Conflict => 9,
         ErrorCode::Unsupported | ErrorCode::UnsupportedFormat => 12,

@@ -8,6 +8,7 @@ use modelhost_protocol::{oip_rest, status};
 
 use crate::body::{ResponseBody, whole};
 use crate::dialects::JSON;
+use crate::guard;
 
 pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -22,10 +23,16 @@ pub(crate) fn json(value: &serde_json::Value) -> Response<ResponseBody> {
     body(JSON, value.to_string())
 }
 
-/// A page holds what callers typed: nothing in it may run or be framed.
-pub(crate) fn page(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'";
-    response.headers_mut().insert("content-security-policy", HeaderValue::from_static(policy));
+/// A page holds what callers typed: nothing in it may run.
+pub(crate) const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// The viewer runs from its files, styles what it shows, and asks this host.
+pub(crate) const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
+
+/// A page, which nobody may frame.
+pub(crate) fn page(mut response: Response<ResponseBody>, policy: &'static str) -> Response<ResponseBody> {
+    guard::protect(response.headers_mut(), policy);
     response
 }
 

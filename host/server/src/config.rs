@@ -12,6 +12,7 @@ use modelhost_core::model::ModelName;
 use modelhost_core::version::Limits;
 use serde::Deserialize;
 
+use crate::guard::Allowed;
 use crate::watch::Patience;
 
 /// The host's settings, with their defaults. Unknown keys are errors.
@@ -28,6 +29,11 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Lets `admin_listen` be another address than loopback, although nothing guards it.
     pub admin_allow_remote: bool,
+    /// Names under which this host is reached, besides loopback and its own addresses, without port. Given: the public port refuses
+    /// every other name, also from programs; without it only from browsers. The admin port always does.
+    pub allowed_hosts: Vec<String>,
+    /// Origins of other sites' pages that may change and predict, e.g. `https://console.example.org`.
+    pub allowed_origins: Vec<String>,
     /// The shipped runtimes' components, `NAME.wasm`. Default: `runtimes` beside the executable.
     pub runtimes_dir: Option<PathBuf>,
     /// Lets callers load and unload versions and change log and trace settings over the Open Inference Protocol.
@@ -126,6 +132,8 @@ impl Default for Config {
             grpc_listen: None,
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
             admin_allow_remote: false,
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
             runtimes_dir: None,
             repository_control: false,
             access_log: true,
@@ -174,6 +182,7 @@ impl Config {
                 self.admin_listen
             )));
         }
+        self.allowed(self.listen)?;
         if self.instances == 0
             || self.max_connections == 0
             || self.threads == Some(0)
@@ -192,6 +201,11 @@ impl Config {
             idle: Duration::from_millis(self.idle_timeout_ms),
             read: Duration::from_millis(self.header_timeout_ms),
         }
+    }
+
+    /// Who may ask a listener on this address from a browser. Errors: invalid argument, naming the setting.
+    pub(crate) fn allowed(&self, address: SocketAddr) -> Result<Allowed, Error> {
+        Allowed::new(address.ip(), &self.allowed_hosts, &self.allowed_origins)
     }
 
     /// Errors: invalid argument, when it is no model's name.

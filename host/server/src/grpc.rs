@@ -69,11 +69,15 @@ impl Services {
         kind.is_some_and(|kind| kind.as_bytes().starts_with(GRPC.as_bytes()))
     }
 
-    /// Answers one call; failures are in its trailers.
+    /// Answers one call; failures are in its trailers. `checked`: whether its sender may ask at all.
     pub(crate) async fn handle(
         &self,
         request: Request<Incoming>,
+        checked: Result<(), Error>,
     ) -> Result<Response<ResponseBody>, Infallible> {
+        if let Err(refusal) = checked {
+            return Ok(refuse_request(&refusal, "").into_http());
+        }
         let path = request.uri().path().to_owned();
         let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
         let handler = match (service, method) {

@@ -1,5 +1,6 @@
 //! Puts the host together: configuration, storage, engine, serving, two listeners, shutdown.
 
+mod admin;
 mod answer;
 mod body;
 mod coding;
@@ -8,6 +9,7 @@ mod control;
 mod dialects;
 mod exchange;
 mod grpc;
+mod guard;
 mod listen;
 mod pipeline;
 mod public;

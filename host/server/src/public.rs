@@ -19,7 +19,7 @@ use modelhost_serving::{Serving, Target};
 use modelhost_telemetry::{Metrics, Traces};
 use tokio::sync::Semaphore;
 
-use crate::answer::{self, body, json, refuse, shown, wrong_method};
+use crate::answer::{self, PAGE_POLICY, body, json, refuse, shown, wrong_method};
 use crate::body::{Bounds, ResponseBody, bytes_of, charged, collect, drain, send, whole};
 use crate::coding::Coding;
 use crate::control::{is_form, wants_html};
@@ -61,9 +61,11 @@ pub(crate) struct Call {
 }
 
 impl Public {
+    /// Answers one request. `checked`: whether its sender may ask at all.
     pub(crate) async fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
+        checked: Result<(), Error>,
     ) -> Result<Response<ResponseBody>, Infallible> {
         let (mut head, body) = request.into_parts();
         let watch = head.extensions.remove::<Arc<Watch>>();
@@ -77,9 +79,10 @@ impl Public {
         let name = route.as_ref().map_or("unknown", Route::name);
         let exchange = Exchange::begin(&self, name, &head.headers, watch, self.request_timeout);
         let mut call = Call { head, body: Some(body), exchange };
-        let answer = match route {
-            Some(route) => self.dispatch(route, &mut call).await,
-            None => Err(Error::not_found(format!("there is nothing at {}", excerpt(&path)))),
+        let answer = match (checked, route) {
+            (Err(refusal), _) => Err(refusal),
+            (Ok(()), Some(route)) => self.dispatch(route, &mut call).await,
+            (Ok(()), None) => Err(Error::not_found(format!("there is nothing at {}", excerpt(&path)))),
         };
         let mut response = answer.unwrap_or_else(|error| refuse(&error, &call.exchange.request_id));
         response.headers_mut().extend(call.exchange.headers());
@@ -163,12 +166,12 @@ impl Public {
     async fn form(self: &Arc<Self>, target: Target<'_>, call: &mut Call) -> Answer {
         let (form, version) = self.form_of(target, call)?;
         let error = match self.predict(target, form.clone(), call).await {
-            Ok(response) => return Ok(answer::page(response)),
+            Ok(response) => return Ok(answer::page(response, PAGE_POLICY)),
             Err(error) => shown(&error, &call.exchange.request_id),
         };
         let status = StatusCode::from_u16(status::http(error.code)).unwrap_or_default();
         let page = self.aside(move || form.page(&version, &Outcome::Failed(&error))).await?;
-        let mut response = answer::page(body(HTML, page));
+        let mut response = answer::page(body(HTML, page), PAGE_POLICY);
         *response.status_mut() = status;
         Ok(response)
     }

@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::Request;
-use hyper::body::{Body, Incoming};
-use hyper::service::{Service, service_fn};
-use hyper_util::service::TowerToHyperService;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use modelhost_admin::Admin;
 use modelhost_core::artifact::Digest;
 use modelhost_core::deployment::Bounds;
@@ -24,9 +23,10 @@ use modelhost_telemetry::{Clients, Metrics, Traces};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use crate::body::{Lent, drain};
+use crate::admin;
 use crate::config::Config;
 use crate::grpc::Services;
+use crate::guard::{self, Allowed, Asked};
 use crate::listen::{Listener, bind};
 use crate::public::{ASIDE_AT_ONCE, Public};
 use crate::system;
@@ -142,47 +142,36 @@ impl Server {
         let (address, admin_address) = (local(&socket)?, local(&admin_socket)?);
         let grpc = Arc::new(Services::new(&public)?);
         grpc.set_serving(true).await;
-        let (handler, services) = (Arc::clone(&public), Arc::clone(&grpc));
-        let handle = service_fn(move |request| {
-            let (handler, services) = (Arc::clone(&handler), Arc::clone(&services));
-            async move {
-                if Services::takes(&request) {
-                    services.handle(request).await
-                } else {
-                    handler.handle(request).await
+        let handle = |allowed: Allowed| {
+            let (handler, services, allowed) = (Arc::clone(&public), Arc::clone(&grpc), Arc::new(allowed));
+            service_fn(move |request: Request<Incoming>| {
+                let (handler, services) = (Arc::clone(&handler), Arc::clone(&services));
+                let allowed = Arc::clone(&allowed);
+                async move {
+                    let checked = guard::check_public(Asked::by(&request), &allowed);
+                    if Services::takes(&request) {
+                        services.handle(request, checked).await
+                    } else {
+                        handler.handle(request, checked).await
+                    }
                 }
-            }
-        });
-        let admin_routes = TowerToHyperService::new(modelhost_admin::router(admin));
-        let handle_admin = service_fn(move |request: Request<Incoming>| {
-            let (head, body) = request.into_parts();
-            let (body, mut left) = Lent::new(body);
-            let answer = admin_routes.call(Request::from_parts(head, body));
-            async move {
-                let response = answer.await;
-                if let Ok(body) = left.try_recv()
-                    && !body.is_end_stream()
-                {
-                    drain(body).await;
-                }
-                response
-            }
-        });
+            })
+        };
+        let handle_admin = admin::service(admin, config.allowed(admin_address)?);
         let mut listeners = Vec::new();
         let mut grpc_address = None;
         if let Some(address) = config.grpc_listen {
             let socket = bind(address).await?;
             grpc_address = Some(local(&socket)?);
-            let served =
-                listener("grpc", socket, config.max_connections).serve(handle.clone(), stopped.clone());
+            let guarded = handle(config.allowed(address)?);
+            let served = listener("grpc", socket, config.max_connections).serve(guarded, stopped.clone());
             listeners.push(tokio::spawn(served));
         }
-        listeners.push(tokio::spawn(
-            listener("public", socket, config.max_connections).serve(handle, stopped.clone()),
-        ));
-        listeners.push(tokio::spawn(
-            listener("admin", admin_socket, ADMIN_CONNECTIONS).serve(handle_admin, stopped),
-        ));
+        let guarded = handle(config.allowed(address)?);
+        let served = listener("public", socket, config.max_connections).serve(guarded, stopped.clone());
+        listeners.push(tokio::spawn(served));
+        let served = listener("admin", admin_socket, ADMIN_CONNECTIONS).serve(handle_admin, stopped);
+        listeners.push(tokio::spawn(served));
         let serving = Arc::downgrade(&public.serving);
         public.metrics.watch_clients(Box::new(move || Clients {
             connections: connections.iter().map(|(port, open)| (*port, open.count())).collect(),

@@ -2,16 +2,22 @@
 
 use std::sync::{Arc, OnceLock};
 
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use hyper::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderValue,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use modelhost_core::error::Error;
 use modelhost_core::version::Version;
 use modelhost_protocol::openapi;
 use modelhost_protocol::page::{self, Outcome};
 use modelhost_serving::Target;
 
-use crate::answer::{self, body, json};
+use crate::answer::{self, DOCS_POLICY, PAGE_POLICY, body, json};
 use crate::dialects::{Form, HTML};
 use crate::public::{Answer, Call, Public};
+
+/// Starts the documentation's viewer on what its page names: a page may run no script of its own.
+const DOCS_SCRIPT: &str = include_str!("../../assets/docs.js");
 
 /// Files of the documentation's viewer, compressed: `assets/swagger-ui/README.md` says which.
 const ASSETS: [(&str, &str, &[u8]); 2] = [
@@ -30,13 +36,14 @@ impl Public {
             return Ok(json(&serde_json::json!({"status": "alive"})));
         }
         let serving = Arc::clone(&self.serving);
-        Ok(body(HTML, self.aside(move || page::models(&serving.models())).await?))
+        let page = self.aside(move || page::models(&serving.models())).await?;
+        Ok(answer::page(body(HTML, page), PAGE_POLICY))
     }
 
     pub(super) async fn page(&self, target: Target<'_>, call: &Call) -> Answer {
         let (form, version) = self.form_of(target, call)?;
         let page = self.aside(move || form.page(&version, &Outcome::Empty)).await?;
-        Ok(answer::page(body(HTML, page)))
+        Ok(answer::page(body(HTML, page), PAGE_POLICY))
     }
 
     pub(super) async fn openapi(&self, target: Target<'_>) -> Answer {
@@ -53,22 +60,25 @@ impl Public {
         // Names and versions hold no character that HTML or a string would mind.
         let html = format!(
             "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title>\
-             <link rel=\"stylesheet\" href=\"/assets/swagger-ui.css\"></head><body><div id=\"ui\"></div>\
-             <script src=\"/assets/swagger-ui-bundle.js\"></script>\
-             <script>SwaggerUIBundle({{url: \"{document}\", dom_id: \"#ui\", validatorUrl: null}})</script>\
+             <link rel=\"stylesheet\" href=\"/assets/swagger-ui.css\"></head><body><div id=\"ui\" data-document=\"{document}\"></div>\
+             <script src=\"/assets/swagger-ui-bundle.js\"></script><script src=\"/assets/docs.js\"></script>\
              <noscript>The document itself: <a href=\"{document}\">{document}</a></noscript></body></html>",
             model.name
         );
-        Ok(body(HTML, html))
+        Ok(answer::page(body(HTML, html), DOCS_POLICY))
     }
 
     pub(super) fn asset(name: &str) -> Answer {
+        if name == "docs.js" {
+            return Ok(body("text/javascript", DOCS_SCRIPT));
+        }
         let found = ASSETS.iter().find(|(asset, ..)| *asset == name);
         let (_, kind, content) =
             found.ok_or_else(|| Error::not_found(format!("there is no asset {name:?}")))?;
         let mut response = body(kind, *content);
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=86400"));
+        response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         Ok(response)
     }
 

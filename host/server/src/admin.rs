@@ -1,0 +1,46 @@
+//! The admin port: the API behind its guard.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use hyper::Request;
+use hyper::body::{Body, Incoming};
+use hyper::service::{Service, service_fn};
+use modelhost_admin::{Admin, Reply};
+use tower::ServiceExt;
+
+use crate::body::{Lent, drain};
+use crate::guard::{self, Allowed, Asked};
+
+/// Answers what `allowed` lets through. A body that nobody reads is drained, so that its sender hears the answer.
+pub(crate) fn service(
+    admin: Arc<Admin>,
+    allowed: Allowed,
+) -> impl Service<Request<Incoming>, Response = Reply, Error = Infallible, Future: Send> + Clone {
+    let routes = modelhost_admin::router(admin);
+    let allowed = Arc::new(allowed);
+    service_fn(move |request: Request<Incoming>| {
+        let (routes, allowed) = (routes.clone(), Arc::clone(&allowed));
+        async move {
+            let has_body = !request.body().is_end_stream();
+            let checked = guard::check_admin(Asked::by(&request), has_body, &allowed);
+            let (head, body) = request.into_parts();
+            let (body, mut left) = Lent::new(body);
+            let request = Request::from_parts(head, body);
+            let mut reply = match checked {
+                Ok(()) => routes.oneshot(request).await?,
+                Err(error) => {
+                    drop(request);
+                    modelhost_admin::refuse(error)
+                }
+            };
+            if let Ok(body) = left.try_recv()
+                && !body.is_end_stream()
+            {
+                drain(body).await;
+            }
+            guard::protect(reply.headers_mut(), guard::NO_PAGE);
+            Ok(reply)
+        }
+    })
+}
