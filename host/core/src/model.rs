@@ -1,10 +1,11 @@
 //! Names and numbers of models, and what a version takes and gives.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use crate::error::Error;
 use crate::name;
-use crate::tensor::TensorSpec;
+use crate::tensor::{Column, ColumnKind, MAX_RANK, TensorSpec, check_name};
 
 #[cfg(test)]
 mod tests;
@@ -107,6 +108,18 @@ impl fmt::Display for ModelVersion {
     }
 }
 
+/// Most inputs of a signature, and most outputs.
+pub const MAX_TENSORS: usize = 1024;
+
+/// Most columns of a table.
+pub const MAX_COLUMNS: usize = 16_384;
+
+/// Most bytes of a signature: its texts, and [`ITEM_BYTES`] for each text and each dimension.
+const MAX_SIGNATURE_BYTES: usize = 1 << 20;
+
+/// What a text or a dimension counts besides its own bytes.
+const ITEM_BYTES: usize = 16;
+
 /// What a version takes and gives.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Signature {
@@ -117,20 +130,34 @@ pub struct Signature {
 }
 
 impl Signature {
-    /// Whether it can be served. Errors: no input or output, or a name given twice (tensor or column).
+    /// Whether it can be served. What a plugin says of itself passes here before anything else reads it.
+    /// Errors: invalid argument, on no input or output, a name given twice (tensor or column), a name that cannot be one, or more of
+    /// anything than the bounds allow.
     pub fn check(&self) -> Result<(), Error> {
+        let mut bytes = 0;
         for (role, specs) in [("input", &self.inputs), ("output", &self.outputs)] {
             if specs.is_empty() {
                 return Err(Error::invalid(format!("the signature has no {role}")));
             }
-            for (at, spec) in specs.iter().enumerate() {
-                if specs.iter().take(at).any(|earlier| earlier.name == spec.name) {
+            if specs.len() > MAX_TENSORS {
+                let count = specs.len();
+                let text = format!("the signature has {count} {role}s, more than {MAX_TENSORS}");
+                return Err(Error::invalid(text));
+            }
+            let mut names = HashSet::new();
+            for spec in specs {
+                check_name(&spec.name)
+                    .map_err(|error| Error::invalid(format!("{role}: {}", error.message)))?;
+                if !names.insert(&spec.name) {
+                    let name = &spec.name;
+                    return Err(Error::invalid(format!("{role} {name:?} stands twice in the signature")));
+                }
+                bytes += check_spec(role, spec)?;
+                if bytes > MAX_SIGNATURE_BYTES {
                     return Err(Error::invalid(format!(
-                        "{role} {:?} stands twice in the signature",
-                        spec.name
+                        "the signature has more than {MAX_SIGNATURE_BYTES} bytes of names, categories and descriptions"
                     )));
                 }
-                check_columns(role, spec)?;
             }
         }
         Ok(())
@@ -145,19 +172,45 @@ impl Signature {
     }
 }
 
-fn check_columns(role: &str, spec: &TensorSpec) -> Result<(), Error> {
-    if spec.columns.is_empty() {
-        return Ok(());
+/// Tells its bytes.
+fn check_spec(role: &str, spec: &TensorSpec) -> Result<usize, Error> {
+    let (name, rank) = (&spec.name, spec.shape.len());
+    let refusal = |why: String| Err(Error::invalid(format!("{role} {name:?}: {why}")));
+    if rank > MAX_RANK {
+        return refusal(format!("its shape has {rank} dimensions, more than {MAX_RANK}"));
     }
-    let (name, count) = (&spec.name, spec.columns.len());
+    let mut bytes = name.len() + (rank + 1) * ITEM_BYTES;
+    let count = spec.columns.len();
+    if count == 0 {
+        return Ok(bytes);
+    }
+    if count > MAX_COLUMNS {
+        return refusal(format!("it has {count} columns, more than {MAX_COLUMNS}"));
+    }
     if !matches!(spec.shape.as_slice(), [_, Some(width)] if *width == count as u64) {
-        let shape = crate::tensor::DisplayShape(&spec.shape);
-        return Err(Error::invalid(format!("{role} {name:?}: {count} columns do not fit shape {shape}")));
+        return refusal(format!(
+            "{count} columns do not fit shape {}",
+            crate::tensor::DisplayShape(&spec.shape)
+        ));
     }
-    let mut names: Vec<_> = spec.columns.iter().map(|column| &column.name).collect();
-    names.sort_unstable();
-    match names.windows(2).find(|pair| pair.first() == pair.last()) {
-        Some(pair) => Err(Error::invalid(format!("{role} {name:?}: column {:?} stands twice", pair.first()))),
-        None => Ok(()),
+    let mut names = HashSet::new();
+    for column in spec.columns.iter() {
+        if let Err(error) = check_name(&column.name) {
+            return refusal(format!("column: {}", error.message));
+        }
+        if !names.insert(&column.name) {
+            return refusal(format!("column {:?} stands twice", column.name));
+        }
+        bytes += column_bytes(column);
     }
+    Ok(bytes)
+}
+
+fn column_bytes(column: &Column) -> usize {
+    let categories: &[String] = match &column.kind {
+        ColumnKind::Numeric => &[],
+        ColumnKind::Categorical(values) => values,
+    };
+    let texts = [&column.name].into_iter().chain(&column.description).chain(&column.unit).chain(categories);
+    texts.map(|text| text.len() + ITEM_BYTES).sum()
 }
