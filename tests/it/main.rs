@@ -17,6 +17,7 @@ mod faults;
 mod graphs;
 mod hostile;
 mod hostile_callers;
+mod loading;
 mod observe;
 mod overload;
 mod predictions;

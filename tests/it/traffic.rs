@@ -166,7 +166,7 @@ fn an_unloaded_version_comes_back_with_its_next_request() {
 }
 
 #[test]
-fn the_least_asked_version_makes_room_and_a_pinned_one_stays() {
+fn versions_make_room_and_a_pinned_one_stays() {
     let host = Host::start_with(|config| config.loaded_versions = Some(3));
     for _ in 0..6 {
         host.client.register("demo/m", &Package::fault("echo", ""), false);
@@ -176,18 +176,17 @@ fn the_least_asked_version_makes_room_and_a_pinned_one_stays() {
     let policy = host.client.operate("demo/m", "pin", &json!({"pinned": true})).body;
     assert_eq!(policy["pinned"], true);
     for number in 1..=6 {
-        let asked = if number >= 5 { 50 } else { 1 };
-        for _ in 0..asked {
-            let path = format!("/v2/models/demo/m/versions/{number}/infer");
-            assert_eq!(host.client.post(&path, &x(&[1.0])).status, 200);
-        }
+        let path = format!("/v2/models/demo/m/versions/{number}/infer");
+        assert_eq!(host.client.post(&path, &x(&[1.0])).status, 200);
     }
     let loaded = |host: &Host| -> Vec<u64> {
         let detail = host.client.admin("GET", "/models/demo/m", &json!(null)).unwrap().body;
         let loaded = detail["versions"].as_array().unwrap().iter().filter(|row| row["loaded"] == true);
         loaded.map(|row| row["version"].as_u64().unwrap()).collect()
     };
-    assert_eq!(loaded(&host), [1, 5, 6]);
+    // Which of the others stay follows from how long they took to load; `serving::pool` tests that order with given times.
+    let stay = loaded(&host);
+    assert!(stay.len() == 3 && stay.contains(&1) && stay.contains(&6), "{stay:?}");
     let host = host.restart(|_| {});
     while loaded(&host).is_empty() {
         std::thread::sleep(std::time::Duration::from_millis(5));

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use modelhost_core::artifact::Digest;
@@ -11,17 +12,22 @@ use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::ports::{BlobStore, BoxFuture};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
+use tokio::sync::Semaphore;
+
+/// Blobs that are read at once; more wait. A read is a blocking thread and a whole blob in memory.
+const READING_AT_ONCE: usize = 8;
 
 /// A folder of blobs: `ab/abcd…` named by SHA-256.
 #[derive(Debug, Clone)]
 pub struct Blobs {
     dir: PathBuf,
+    reading: Arc<Semaphore>,
 }
 
 impl Blobs {
     /// Opens the folder, making it if need be, and removes what a crash left half written. Errors: internal.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let blobs = Self { dir: dir.to_owned() };
+        let blobs = Self { dir: dir.to_owned(), reading: Arc::new(Semaphore::new(READING_AT_ONCE)) };
         let partial = blobs.partial();
         let result = fs::remove_dir_all(&partial).or_else(|error| match error.kind() {
             io::ErrorKind::NotFound => Ok(()),
@@ -96,7 +102,13 @@ impl BlobStore for Blobs {
     fn read<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, Error>> {
         let (blobs, digest) = (self.clone(), *digest);
         Box::pin(async move {
-            let read = tokio::task::spawn_blocking(move || blobs.read_checked(digest)).await;
+            let place = Arc::clone(&blobs.reading).acquire_owned().await;
+            let place = place.map_err(|_| Error::internal("reading blobs has ended"))?;
+            let read = move || {
+                let _until_read = place;
+                blobs.read_checked(digest)
+            };
+            let read = tokio::task::spawn_blocking(read).await;
             read.map_err(|error| Error::internal(format!("reading blob {digest}: {error}")))?
         })
     }

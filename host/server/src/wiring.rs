@@ -75,6 +75,7 @@ impl Server {
             modelhost_engine::Runtime::new(config.engine(), Arc::new(blobs.clone()) as Arc<dyn BlobStore>)?;
         let serving_config = modelhost_serving::Config {
             loaded_versions,
+            load_deadline: Duration::from_millis(config.limits.load_deadline_ms),
             idle_instance: Duration::from_millis(config.idle_instance_ms),
             response_cache_bytes: config.response_cache_bytes,
             body_bytes: config.bodies_mib << 20,

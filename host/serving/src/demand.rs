@@ -21,7 +21,17 @@ impl Demand {
     /// Counts one request.
     pub(crate) fn add(&self, now: Instant) {
         let now = ticks(now);
-        let count = self.at(now) + 1.0;
+        self.store(self.at(now) + 1.0, now);
+    }
+
+    /// As if so many had come just now.
+    #[cfg(test)]
+    #[expect(clippy::cast_precision_loss, reason = "it ranks")]
+    pub(crate) fn set(&self, count: u32, now: Instant) {
+        self.store(count as f32, ticks(now));
+    }
+
+    fn store(&self, count: f32, now: u32) {
         self.0.store(u64::from(count.to_bits()) << 32 | u64::from(now), Ordering::Relaxed);
     }
 

@@ -7,13 +7,29 @@ mod admission;
 mod batch;
 mod cache;
 mod demand;
+#[cfg(test)]
+mod fakes;
 mod lifecycle;
+mod loads;
+mod meter;
 mod mirror;
 mod pool;
+#[cfg(test)]
+mod races;
+mod rank;
 mod repository;
+mod residence;
+#[cfg(test)]
+#[path = "residence/tests.rs"]
+mod residence_tests;
 mod resolve;
 mod slot;
 mod threads;
+
+/// Locks that tests of races replace.
+mod sync {
+    pub(crate) use std::sync::{Mutex, MutexGuard};
+}
 
 pub use cache::Cached;
 pub use lifecycle::{Config, Serving};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use modelhost_core::deployment::DeploymentName;
@@ -17,6 +17,7 @@ use modelhost_core::version::{Model, Snapshot, Version};
 use crate::cache::ResponseCache;
 use crate::mirror::Mirror;
 use crate::pool::{Places, Pool};
+use crate::residence::Who;
 use crate::slot::Slot;
 
 /// How often idle instances are looked for.
@@ -27,6 +28,8 @@ const TIDY_EVERY: Duration = Duration::from_secs(1);
 pub struct Config {
     /// Versions in memory at once, over all deployments.
     pub loaded_versions: u32,
+    /// Longest that a plugin's `load` may take. Loading stands still when nothing came of it for a multiple of this.
+    pub load_deadline: Duration,
     /// A warm instance that waited this long for a request is ended.
     pub idle_instance: Duration,
     /// Bytes of answers that are kept for equal requests.
@@ -45,6 +48,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             loaded_versions: 10_000,
+            load_deadline: Duration::from_secs(60),
             idle_instance: Duration::from_secs(60),
             response_cache_bytes: 64 << 20,
             body_bytes: 1 << 30,
@@ -63,7 +67,8 @@ pub struct Serving {
     runtime: Arc<dyn ModelRuntime>,
     observer: Arc<dyn Observer>,
     pub(crate) places: Arc<Places>,
-    /// Held while another table is made.
+    load_deadline: Duration,
+    /// Held while another table is made, and while all slots of a model change together.
     pools: Mutex<BTreeMap<DeploymentName, Arc<Pool>>>,
 }
 
@@ -97,6 +102,7 @@ impl Serving {
             runtime,
             observer,
             places: Places::new(config.loaded_versions, config.body_bytes),
+            load_deadline: config.load_deadline,
             pools: Mutex::default(),
         });
         let weak = Arc::downgrade(&serving);
@@ -116,12 +122,14 @@ impl Serving {
     /// again by its first caller.
     pub async fn preload(&self) {
         let routes: Vec<_> = self.table.load().values().cloned().collect();
-        for slot in routes.iter().flat_map(|route| route.slots()).filter(|slot| slot.is_pinned()) {
-            if let Err(error) = slot.load(false).await {
-                let (model, version) = (&slot.version.model, slot.version.number);
-                tracing::warn!(%model, %version, %error, "not loaded");
-            }
+        for slot in routes.iter().flat_map(|route| route.slots()).filter(|slot| slot.residence.is_pinned()) {
+            drop(slot.load(Who::Caller).await); // a failure is logged where it happens
         }
+    }
+
+    /// Why loading stands still at `now`, if it does: then this host answers nobody who asks for a cold version.
+    pub fn stalled(&self, now: Instant) -> Option<String> {
+        self.places.loads.stalled(now, self.load_deadline)
     }
 
     /// What the version's graphs do, while it is in memory.
@@ -136,7 +144,7 @@ impl Serving {
         })
     }
 
-    fn pools(&self) -> MutexGuard<'_, BTreeMap<DeploymentName, Arc<Pool>>> {
+    pub(crate) fn pools(&self) -> MutexGuard<'_, BTreeMap<DeploymentName, Arc<Pool>>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -178,25 +186,33 @@ impl Serving {
                 Some(slot) if Arc::ptr_eq(&slot.pool, pool) => slot,
                 Some(old) => {
                     old.retire();
-                    self.new_slot(version, pool, Arc::clone(&old.recorder))
+                    let withdrawn = old.residence.is_withdrawn();
+                    self.new_slot(version, pool, Arc::clone(&old.recorder), withdrawn)
                 }
-                None => self.new_slot(version, pool, self.observer.recorder(&version.model, *number)),
+                None => self.new_slot(version, pool, self.observer.recorder(&version.model, *number), false),
             };
-            slot.pin(pinned.contains(number));
+            slot.residence.pin(pinned.contains(number));
             Some((*number, slot))
         };
         let slots = model.versions.iter().map(slot).collect::<Option<_>>()?;
         Some(Route { model: Arc::clone(model), seed: routing::seed(model.name.as_str()), slots })
     }
 
-    fn new_slot(&self, version: &Arc<Version>, pool: &Arc<Pool>, recorder: Arc<dyn Recorder>) -> Arc<Slot> {
-        Arc::new(Slot::new(Arc::clone(version), Arc::clone(pool), Arc::clone(&self.runtime), recorder))
+    fn new_slot(
+        &self,
+        version: &Arc<Version>,
+        pool: &Arc<Pool>,
+        recorder: Arc<dyn Recorder>,
+        withdrawn: bool,
+    ) -> Arc<Slot> {
+        let (version, pool, runtime) = (Arc::clone(version), Arc::clone(pool), Arc::clone(&self.runtime));
+        Arc::new(Slot::new(version, pool, runtime, recorder, withdrawn))
     }
 }
 
 impl Lifecycle for Serving {
     fn ready<'a>(&'a self, version: &'a Version) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(async move { self.slot_of(version)?.load(true).await.map(drop) })
+        Box::pin(async move { self.slot_of(version)?.load(Who::Operator).await.map(drop) })
     }
 
     fn unload(&self, version: &Version) -> bool {

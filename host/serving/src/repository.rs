@@ -7,6 +7,7 @@ use modelhost_core::event::Statistics;
 use modelhost_core::version::{Model, Version};
 
 use crate::lifecycle::{Route, Serving};
+use crate::residence::Who;
 use crate::resolve::Target;
 use crate::slot::Slot;
 
@@ -24,7 +25,7 @@ impl Serving {
     /// Every version, or those of one model, by name and number. Errors: not found.
     pub fn availability(&self, model: Option<&str>) -> Result<Vec<Availability>, Error> {
         let slots = self.slots_of(model)?;
-        Ok(slots.iter().map(|slot| (Arc::clone(&slot.version), slot.unavailable())).collect())
+        Ok(slots.iter().map(|slot| (Arc::clone(&slot.version), slot.residence.unavailable())).collect())
     }
 
     /// What versions did as primaries: the one named, a model's, or all. Errors: not found.
@@ -40,15 +41,12 @@ impl Serving {
     /// Loads what the model's policy names, or its latest version, and lets every version of it answer again.
     /// Errors: not found; as the load's.
     pub async fn load_model(&self, model: &str) -> Result<(), Error> {
-        let route = self.route(model)?;
+        let route = self.bring_back(model)?;
         let named = route.model.policy.as_ref().map(|policy| policy.versions());
         let wanted =
             named.unwrap_or_else(|| route.model.versions.keys().next_back().copied().into_iter().collect());
-        for slot in route.slots() {
-            slot.bring_back();
-        }
         for slot in wanted.into_iter().filter_map(|number| route.slot(number)) {
-            slot.load(true).await?;
+            slot.load(Who::Operator).await?;
         }
         Ok(())
     }
@@ -56,8 +54,16 @@ impl Serving {
     /// Unloads every version of the model; none answers until it is loaded again or promoted. What runs finishes.
     /// Errors: not found.
     pub fn unload_model(&self, model: &str) -> Result<(), Error> {
+        let _same_table = self.pools(); // else a new slot could miss it
         self.route(model)?.slots().for_each(|slot| slot.withdraw());
         Ok(())
+    }
+
+    fn bring_back(&self, model: &str) -> Result<Arc<Route>, Error> {
+        let _same_table = self.pools();
+        let route = self.route(model)?;
+        route.slots().for_each(|slot| slot.residence.bring_back());
+        Ok(route)
     }
 
     fn slots_of(&self, model: Option<&str>) -> Result<Vec<Arc<Slot>>, Error> {

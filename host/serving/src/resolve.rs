@@ -106,7 +106,7 @@ impl Serving {
             return Ok(Some("it has no promoted version yet".to_owned()));
         }
         let (_, version) = self.describe(target)?;
-        Ok(route.slot(version.number).and_then(|slot| slot.unavailable()))
+        Ok(route.slot(version.number).and_then(|slot| slot.residence.unavailable()))
     }
 
     /// What is known of a model, and the version that the target names or the policy's primary.
@@ -251,7 +251,7 @@ impl Resolved {
         let request = Arc::new(request);
         let start = Instant::now();
         let answer = if self.slot.version.package.response_cache {
-            self.slot.check_available()?;
+            self.slot.residence.check_available()?;
             self.cached(&request, start, deadline, longest).await?
         } else {
             self.run(&request, start, deadline).await?

@@ -1,78 +1,55 @@
-//! One version's place in memory: loaded on first use, kept until it is unloaded.
+//! What a version has in this process: its place in memory ([`Residence`]), its line, its worth, and how one request runs.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
 use modelhost_core::batch::can_join;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::{Prediction, Role, Tally, VersionUsage};
 use modelhost_core::graph::GraphStatus;
 use modelhost_core::infer::{Deadline, InferRequest};
-use modelhost_core::ports::{Footprint, LoadedModel, ModelRuntime, Recorder};
+use modelhost_core::ports::{Footprint, ModelRuntime, Recorder};
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::Version;
-use rustix::time::{ClockId, clock_gettime};
-use tokio::sync::Mutex;
 
-use crate::admission::Line;
+use crate::admission::{Line, Permit};
 use crate::batch::Batcher;
-use crate::demand::Demand;
+use crate::meter::{Meter, Metered, tally};
 use crate::pool::Pool;
+use crate::rank::Rank;
+use crate::residence::{Asked, Ready, Residence, Who};
 use crate::threads::{Job, LONG};
 
-/// A version that failed to load is not tried again for this long, doubling up to the second.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-const RETRY_AFTER_MOST: Duration = Duration::from_secs(60);
+#[cfg(test)]
+mod tests;
 
 /// A version that nobody asked for so long gives back what it can get again from disk.
 const REST_AFTER: Duration = Duration::from_secs(5);
-
-/// The processor time of every so many short predictions is measured, besides the first one's: asking for it are two system calls.
-const METER_EVERY: u64 = 16;
 
 pub(crate) struct Slot {
     pub(crate) version: Arc<Version>,
     pub(crate) recorder: Arc<dyn Recorder>,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) residence: Residence,
     runtime: Arc<dyn ModelRuntime>,
     line: Arc<Line>,
     /// Joins requests; `None`, where nobody asked for it, or its graphs join them.
     batcher: Option<Arc<Batcher>>,
-    loaded: ArcSwapOption<Ready>,
-    /// Held while loading, so that callers who come meanwhile wait for that one load.
-    loading: Mutex<Option<LastFailure>>,
-    /// Unloaded by a client: not loaded again until it is told to.
-    withdrawn: AtomicBool,
-    /// A policy keeps it in memory.
-    pinned: AtomicBool,
-    /// Another slot has its version now: requests that came before finish here, and nothing stays in memory.
-    retired: AtomicBool,
-    demand: Demand,
+    pub(crate) rank: Rank,
+    meter: Meter,
     /// It gave back what it can since it was last used.
     rests: AtomicBool,
-    runs: AtomicU64,
-    loads: AtomicU64,
-    load_nanos: AtomicU64,
-}
-
-pub(crate) type Ready = Arc<dyn LoadedModel>;
-
-struct LastFailure {
-    error: Error,
-    until: Instant,
-    pause: Duration,
 }
 
 impl Slot {
+    /// `withdrawn`: answers nobody until somebody asks for its load.
     pub(crate) fn new(
         version: Arc<Version>,
         pool: Arc<Pool>,
         runtime: Arc<dyn ModelRuntime>,
         recorder: Arc<dyn Recorder>,
+        withdrawn: bool,
     ) -> Self {
         Self {
             line: Line::new(&version, Arc::clone(&recorder)),
@@ -80,172 +57,118 @@ impl Slot {
             version,
             recorder,
             pool,
+            residence: Residence::new(withdrawn),
             runtime,
-            loaded: ArcSwapOption::empty(),
-            loading: Mutex::new(None),
-            withdrawn: AtomicBool::new(false),
-            pinned: AtomicBool::new(false),
-            retired: AtomicBool::new(false),
-            demand: Demand::default(),
+            rank: Rank::default(),
+            meter: Meter::default(),
             rests: AtomicBool::new(false),
-            runs: AtomicU64::new(0),
-            loads: AtomicU64::new(0),
-            load_nanos: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        self.loaded.load().is_some()
+        self.residence.is_ready()
     }
 
     /// Takes it out of memory; what runs finishes. Says whether it was there.
     pub(crate) fn unload(self: &Arc<Self>) -> bool {
-        self.pool.unload(self)
-    }
-
-    /// Lets the loaded model go. Only for its pool, which counts it.
-    pub(crate) fn forget(&self) -> Option<Arc<Ready>> {
-        self.loaded.swap(None)
+        self.pool.unload(self, Residence::unload)
     }
 
     /// Gives its place to another slot of its version; what runs finishes.
     pub(crate) fn retire(self: &Arc<Self>) {
-        self.retired.store(true, Ordering::Release);
-        self.unload();
-    }
-
-    fn is_retired(&self) -> bool {
-        self.retired.load(Ordering::Acquire)
+        self.pool.unload(self, Residence::retire);
     }
 
     /// Unloads it and answers nobody, until a load that somebody asks for.
     pub(crate) fn withdraw(self: &Arc<Self>) {
-        self.withdrawn.store(true, Ordering::Relaxed);
-        self.unload();
-    }
-
-    /// Takes a withdrawal back.
-    pub(crate) fn bring_back(&self) {
-        self.withdrawn.store(false, Ordering::Relaxed);
-    }
-
-    /// Keeps it in memory once it is there, or no longer does.
-    pub(crate) fn pin(&self, pinned: bool) {
-        self.pinned.store(pinned, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_pinned(&self) -> bool {
-        self.pinned.load(Ordering::Relaxed)
+        self.pool.unload(self, Residence::withdraw);
     }
 
     /// Whether it may be unloaded to make room: nobody pinned it, and it serves nobody now.
     pub(crate) fn may_be_evicted(&self) -> bool {
-        !self.is_pinned() && self.line.running() == 0
+        self.line.running() == 0 && !self.residence.is_pinned()
     }
 
-    /// What keeping it in memory is worth: the time that loading it again would take from its callers, per byte.
-    #[expect(clippy::cast_precision_loss, reason = "it ranks")]
+    /// What keeping it in memory is worth.
     pub(crate) fn value(&self, bytes: u64, now: Instant) -> f32 {
-        let loads = self.loads.load(Ordering::Relaxed).max(1);
-        let cost = self.load_nanos.load(Ordering::Relaxed) / loads;
-        self.demand.lately(now) * cost as f32 / bytes.max(1) as f32
+        self.rank.value(bytes, now)
     }
 
     /// What it holds of memory; nothing when it is not loaded.
     pub(crate) fn footprint(&self) -> Footprint {
-        self.loaded.load().as_ref().map(|model| model.footprint()).unwrap_or_default()
+        self.residence.ready().map(|model| model.footprint()).unwrap_or_default()
     }
 
     /// Ends instances that idle for so long; gives back pages when nobody asked it for a while.
     pub(crate) fn tidy(&self, idle: Duration) {
-        let Some(model) = &*self.loaded.load() else { return };
+        let Some(model) = self.residence.ready() else { return };
         model.shrink(idle);
-        if self.demand.idle() < REST_AFTER || self.line.running() > 0 {
+        if self.rank.demand.idle() < REST_AFTER || self.line.running() > 0 {
             self.rests.store(false, Ordering::Relaxed);
         } else if !self.rests.swap(true, Ordering::Relaxed) {
             model.rest();
         }
     }
 
-    /// Errors: unavailable, when it is withdrawn.
-    pub(crate) fn check_available(&self) -> Result<(), Error> {
-        if self.withdrawn.load(Ordering::Relaxed) {
-            return Err(self.name_version(Error::new(ErrorCode::Unavailable, "it is unloaded")));
-        }
-        Ok(())
-    }
-
-    /// Why it cannot answer: withdrawn, or it failed to load and is not tried again yet.
-    pub(crate) fn unavailable(&self) -> Option<String> {
-        if self.withdrawn.load(Ordering::Relaxed) {
-            return Some("unloaded".to_owned());
-        }
-        let failure = self.loading.try_lock().ok()?;
-        failure.as_ref().filter(|_| !self.is_ready()).map(|last| last.error.message.clone())
-    }
-
-    /// The loaded version; loads it if need be, on a thread of its deployment and to the end, whoever still waits.
-    /// Errors: the load's; for a while the remembered one, so that a broken version cannot burn the machine.
-    pub(crate) async fn load(self: &Arc<Self>, retry: bool) -> Result<Ready, Error> {
-        if let Some(model) = self.loaded.load_full() {
-            return Ok(Ready::clone(&model));
-        }
-        let slot = Arc::clone(self);
-        let threads = self.pool.threads.load_full();
-        threads.load(Box::pin(async move { slot.load_here(retry).await })).await?
-    }
-
-    async fn load_here(self: Arc<Self>, retry: bool) -> Result<Ready, Error> {
-        let mut failure = self.loading.lock().await;
-        if retry {
-            self.bring_back();
-        } else if self.withdrawn.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorCode::Unavailable, "it is unloaded"));
-        }
-        if let Some(model) = self.loaded.load_full() {
-            return Ok(Ready::clone(&model));
-        }
-        if let Some(last) = failure.as_ref().filter(|last| !retry && Instant::now() < last.until) {
-            return Err(last.error.clone());
-        }
-        match self.load_now().await {
-            Ok(model) => {
-                *failure = None;
-                Ok(model)
+    /// The loaded version; loads it if need be, to the end, whoever still waits. Errors: as the load's.
+    pub(crate) async fn load(self: &Arc<Self>, who: Who) -> Result<Ready, Error> {
+        let limits = &self.version.package.limits;
+        let most_waiting = limits.queue.saturating_add(limits.concurrency);
+        let wait = match self.residence.ask(who, Instant::now(), most_waiting)? {
+            Asked::There(model) => return Ok(model),
+            Asked::Wait(wait) => wait,
+            Asked::Load(wait) => {
+                self.start_load();
+                wait
             }
-            // Another moment, another answer: nothing is wrong with the version.
-            Err(error) if error.code == ErrorCode::ResourceExhausted => Err(error),
-            Err(error) => {
-                let pause =
-                    failure.as_ref().map_or(RETRY_AFTER, |last| (last.pause * 2).min(RETRY_AFTER_MOST));
-                *failure = Some(LastFailure { error: error.clone(), until: Instant::now() + pause, pause });
-                self.pool.load_failed();
-                Err(error)
+        };
+        wait.end().await
+    }
+
+    /// The same for a request: its deadline ends its wait, and it is not at fault.
+    async fn load_for_caller(self: &Arc<Self>, deadline: Deadline) -> Result<Ready, Error> {
+        let load = tokio::time::timeout_at(deadline.instant().into(), self.load(Who::Caller));
+        let late = |_| {
+            let text = "the request's deadline passed while the version was loaded";
+            Error::new(ErrorCode::DeadlineExceeded, text)
+        };
+        load.await.map_err(late)?.map_err(not_the_callers_fault)
+    }
+
+    fn start_load(self: &Arc<Self>) {
+        let (slot, threads) = (Arc::clone(self), self.pool.threads.load_full());
+        let what = format!("model {} version {}", self.version.model, self.version.number);
+        let counted = self.pool.places.loads.begin(what, Instant::now());
+        let job = Arc::clone(&threads);
+        job.spawn(Box::pin(async move {
+            let _counted = counted;
+            let load = Box::pin(Arc::clone(&slot).load_now());
+            if let Err(error) = threads.load(load).await.flatten() {
+                slot.note_failure(&error);
+                slot.residence.failed(error, Instant::now());
             }
+        }));
+    }
+
+    /// Where only room is missing, nothing has failed.
+    fn note_failure(&self, error: &Error) {
+        if error.code != ErrorCode::ResourceExhausted {
+            let (model, version) = (&self.version.model, self.version.number);
+            tracing::warn!(%model, %version, error = %error.chain(), "not loaded");
+            self.pool.load_failed();
         }
     }
 
-    async fn load_now(self: &Arc<Self>) -> Result<Ready, Error> {
+    async fn load_now(self: Arc<Self>) -> Result<(), Error> {
         let start = Instant::now();
         let (package, report) = (&self.version.package, &self.version.report);
         let model = self.runtime.load(package, Some(report), &self.pool.memory).await?;
         let took = start.elapsed();
-        self.demand.add(start);
-        self.loads.fetch_add(1, Ordering::Relaxed);
-        self.load_nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        if self.is_retired() {
-            return Ok(model); // for whoever asked before
-        }
-        self.loaded.store(Some(Arc::new(Arc::clone(&model))));
-        if let Err(refusal) = self.pool.admit(self, took) {
-            drop(self.forget());
-            return Err(refusal);
-        }
-        if self.is_retired() {
-            self.unload(); // retired between the two looks
-        }
+        self.rank.demand.add(start);
+        self.rank.loaded(took);
+        self.pool.take_in(&self, model, took)?;
         tracing::debug!(model = %self.version.model, version = %self.version.number, ?took, "loaded");
-        Ok(model)
+        Ok(())
     }
 
     /// Runs one request that came at `start` within the bounds of the version and its deployment, and records it.
@@ -256,7 +179,7 @@ impl Slot {
         deadline: Deadline,
         role: Role,
     ) -> Result<(Vec<Tensor>, Timing), Error> {
-        self.demand.add(start);
+        self.rank.demand.add(start);
         let rows = request.rows();
         let mut run = Run { began: start, ended: None, cpu: Tally::default() };
         let result = self.admitted(request, start, deadline, role, &mut run).await;
@@ -276,7 +199,7 @@ impl Slot {
         }
     }
 
-    /// Waits for leave, for the version to be loaded, and runs; notes in `run` how that went.
+    /// Waits for the version to be loaded, and for leave, and runs; notes in `run` how that went.
     async fn admitted(
         self: &Arc<Self>,
         request: Arc<InferRequest>,
@@ -285,60 +208,57 @@ impl Slot {
         role: Role,
         run: &mut Run,
     ) -> Result<Vec<Tensor>, Error> {
-        let permit = self.pool.admission.enter(&self.line, start, deadline).await?;
+        let (model, permit) = self.enter(start, deadline).await?;
         run.began = permit.since;
-        let ready = self.loaded.load().as_deref().map(Ready::clone);
-        let model = match ready {
-            Some(model) => model,
-            None => {
-                let model = self.load(false).await?;
-                run.began = Instant::now();
-                model
-            }
-        };
         // Nobody waits for a challenger, so it does not keep the server's threads from those who are waited for.
         let is_long = role == Role::Challenger || self.line.usual_cpu() > LONG;
-        let stands_for = self.stands_for(is_long);
-        let used = (stands_for > 0).then_some(Duration::ZERO);
+        let stands_for = self.meter.stands_for(is_long);
         let infer: Job<_> = match &self.batcher {
             Some(batcher) => {
-                Box::pin(Arc::clone(batcher).infer(model, self.pool.threads.load_full(), request, deadline))
+                let threads = self.pool.threads.load_full();
+                Box::pin(Arc::clone(batcher).infer(model, threads, request, deadline))
             }
             None => model.infer(request, deadline),
         };
-        let job = Box::pin(Metered { run: infer, used });
+        let job: Job<_> = Box::pin(Metered::new(infer, stands_for > 0));
         let threads = self.pool.threads.load();
         let (outputs, used) = threads.run(job, is_long).await?;
         let ended = Instant::now();
         permit.end(ended);
         run.ended = Some(ended);
         self.line.ran(ended - run.began, used);
-        let nanos = used.map_or(0, |used| u64::try_from(used.as_nanos()).unwrap_or(u64::MAX));
-        run.cpu = Tally { count: stands_for, nanos: nanos.saturating_mul(stands_for) };
+        run.cpu = tally(used, stands_for);
         outputs
     }
 
-    /// For how many predictions the processor time of the next one stands; for none, it is not measured.
-    fn stands_for(&self, is_long: bool) -> u64 {
-        match self.runs.fetch_add(1, Ordering::Relaxed) {
-            run if is_long || run == 0 => 1,
-            run if run.is_multiple_of(METER_EVERY) => METER_EVERY,
-            _ => 0,
+    /// The loaded version and leave to run. Whoever waits for a load holds no instance; whoever waited for one runs it, also when
+    /// it had to make room again meanwhile.
+    async fn enter(
+        self: &Arc<Self>,
+        start: Instant,
+        deadline: Deadline,
+    ) -> Result<(Ready, Permit<'_>), Error> {
+        let mut loaded = None;
+        loop {
+            if loaded.is_none() && !self.is_ready() {
+                loaded = Some(self.load_for_caller(deadline).await?);
+            }
+            let permit = self.pool.admission.enter(&self.line, start, deadline).await?;
+            if let Some(model) = self.residence.ready().or_else(|| loaded.take()) {
+                return Ok((model, permit));
+            }
         }
     }
 
     /// What its graphs do; nothing, when it is not in memory.
     pub(crate) fn graphs(&self) -> Vec<GraphStatus> {
-        self.loaded.load().as_ref().map(|model| model.graphs()).unwrap_or_default()
+        self.residence.ready().map(|model| model.graphs()).unwrap_or_default()
     }
 
     /// What it took and holds; nothing, when it was never used and is not in memory.
     pub(crate) fn usage(&self) -> Option<VersionUsage> {
         let statistics = self.recorder.statistics();
-        let loads = Tally {
-            count: self.loads.load(Ordering::Relaxed),
-            nanos: self.load_nanos.load(Ordering::Relaxed),
-        };
+        let loads = self.rank.loads();
         if statistics.success.count + statistics.fail.count + statistics.cpu.count + loads.count == 0 {
             return None;
         }
@@ -363,15 +283,35 @@ impl Slot {
     fn name_version(&self, error: Error) -> Error {
         match error.code {
             ErrorCode::InvalidArgument => error,
-            code => {
+            _ => {
                 let (model, number) = (&self.version.model, self.version.number);
-                Error::new(code, format!("model {model} version {number}: {}", error.message))
+                error.within(format_args!("model {model} version {number}"))
             }
         }
     }
 }
 
-/// Joins requests where the manifest asks for it and the signature allows it, before a component without graphs.
+/// What keeps a registered version from being loaded is the host's matter, and never that of who asks it: the package was accepted, so
+/// something is missing that was there.
+fn not_the_callers_fault(error: Error) -> Error {
+    match error.code {
+        ErrorCode::InvalidArgument
+        | ErrorCode::NotFound
+        | ErrorCode::Conflict
+        | ErrorCode::PermissionDenied
+        | ErrorCode::TooLarge
+        | ErrorCode::UnsupportedFormat
+        | ErrorCode::Unsupported => {
+            Error::new(ErrorCode::Unavailable, error.message).within("it cannot be loaded")
+        }
+        ErrorCode::ResourceExhausted
+        | ErrorCode::DeadlineExceeded
+        | ErrorCode::Unavailable
+        | ErrorCode::PluginFault
+        | ErrorCode::Internal => error,
+    }
+}
+
 fn batcher(version: &Version) -> Option<Arc<Batcher>> {
     let Version { package, report, .. } = version;
     let joins = package.batching.joins() && !package.has_graphs() && can_join(&report.signature);
@@ -390,30 +330,4 @@ struct Run {
     began: Instant,
     ended: Option<Instant>,
     cpu: Tally,
-}
-
-/// A prediction, and, where it is measured, the processor time it takes on whatever threads it runs.
-struct Metered {
-    run: Job<Result<Vec<Tensor>, Error>>,
-    used: Option<Duration>,
-}
-
-impl Future for Metered {
-    type Output = (Result<Vec<Tensor>, Error>, Option<Duration>);
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(used) = self.used else {
-            return self.run.as_mut().poll(context).map(|outputs| (outputs, None));
-        };
-        let before = thread_time();
-        let polled = self.run.as_mut().poll(context);
-        let used = used + thread_time().saturating_sub(before);
-        self.used = Some(used);
-        polled.map(|outputs| (outputs, Some(used)))
-    }
-}
-
-/// Processor time of this thread so far.
-fn thread_time() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }

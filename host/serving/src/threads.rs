@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use modelhost_core::deployment::DeploymentName;
 use modelhost_core::error::Error;
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
 /// What takes more processor time than this does not start on the server's threads.
@@ -30,7 +31,9 @@ pub(crate) type Job<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) struct Threads {
     name: String,
     count: u32,
-    runtime: OnceLock<Option<Runtime>>,
+    /// Places of loads.
+    loading: Semaphore,
+    started: OnceLock<Option<Started>>,
 }
 
 impl Threads {
@@ -39,7 +42,12 @@ impl Threads {
         let cores = || {
             std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1))
         };
-        Self { name: name.to_string(), count: count.unwrap_or_else(cores).max(1), runtime: OnceLock::new() }
+        Self {
+            name: name.to_string(),
+            count: count.unwrap_or_else(cores).max(1),
+            loading: Semaphore::new(LOADING_AT_ONCE),
+            started: OnceLock::new(),
+        }
     }
 
     pub(crate) fn count(&self) -> u32 {
@@ -73,44 +81,60 @@ impl Threads {
         }
     }
 
-    /// Runs a job that waits for the disk to its end, whether or not somebody still waits for it: on a thread of its own, up to
-    /// [`LOADING_AT_ONCE`].
+    /// Loads a version: up to [`LOADING_AT_ONCE`] at a time, on threads that do nothing else, because reading and mapping files blocks. What
+    /// a load waits for runs elsewhere, so that no load waits for a thread that another load holds.
     pub(crate) async fn load<T: Send + 'static>(&self, job: Job<T>) -> Result<T, Error> {
-        let Some(threads) = self.handle().cloned() else { return Ok(job.await) };
-        let loading = threads.clone();
-        loading.spawn_blocking(move || threads.block_on(job)).await.map_err(ended)
+        let place = self.loading.acquire().await;
+        let _place = place.map_err(|_| Error::internal("loading has ended"))?;
+        let Some(Started { running, loading }) = self.started() else { return Ok(job.await) };
+        let running = running.handle().clone();
+        loading.spawn_blocking(move || running.block_on(job)).await.map_err(ended)
     }
 
     fn handle(&self) -> Option<&Handle> {
-        self.runtime.get_or_init(|| self.start()).as_ref().map(Runtime::handle)
+        self.started().map(|started| started.running.handle())
+    }
+
+    fn started(&self) -> Option<&Started> {
+        self.started.get_or_init(|| self.start()).as_ref()
     }
 
     /// Without threads of its own, the deployment's jobs run on the server's.
-    fn start(&self) -> Option<Runtime> {
-        let mut builder = Builder::new_multi_thread();
-        builder
-            .worker_threads(self.count as usize)
-            .max_blocking_threads(LOADING_AT_ONCE)
-            .thread_name(format!("run-{}", self.name))
-            .enable_all();
-        builder.on_thread_start(|| {
-            if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-                tracing::warn!(%error, "a deployment's threads are as urgent as the server's");
-            }
-        });
-        let started = builder.build();
-        started
+    fn start(&self) -> Option<Started> {
+        let mut running = Builder::new_multi_thread();
+        running.worker_threads(self.count as usize).thread_name(format!("run-{}", self.name)).enable_all();
+        // Nothing drives this one: it is a set of threads that come when they are needed and go when they idle.
+        let mut loading = Builder::new_current_thread();
+        loading.max_blocking_threads(LOADING_AT_ONCE).thread_name(format!("load-{}", self.name));
+        let build = |builder: &mut Builder| builder.on_thread_start(less_urgent).build();
+        let started = build(&mut running)
+            .and_then(|running| Ok(Started { running, loading: build(&mut loading)? }))
             .inspect_err(
                 |error| tracing::warn!(deployment = self.name, %error, "it has no threads of its own"),
-            )
-            .ok()
+            );
+        started.ok()
+    }
+}
+
+/// The threads of one deployment.
+struct Started {
+    /// For predictions, and for what loads hand over.
+    running: Runtime,
+    /// For loads alone.
+    loading: Runtime,
+}
+
+fn less_urgent() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::warn!(%error, "a deployment's threads are as urgent as the server's");
     }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take().flatten() {
-            runtime.shutdown_background();
+        if let Some(Started { running, loading }) = self.started.take().flatten() {
+            running.shutdown_background();
+            loading.shutdown_background();
         }
     }
 }
