@@ -1,179 +1,212 @@
 //! Joins requests to a version without graphs that asks for it: those that come within its delay are answered by one instance.
 //!
-//! What is joined agrees in parameters, outputs asked for, and everything but rows. Where a joined request fails, each member is asked
-//! alone, so that the one at fault fails alone.
+//! What is joined agrees in parameters, outputs asked for, and everything but rows; the rule is `core::batch`'s. Where a joined request
+//! fails, each member is asked alone, so that the one at fault fails alone. A request waits its delay also when nobody else comes: nobody
+//! knows that beforehand.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use modelhost_core::batch;
+use modelhost_core::batch::{self, Batch, Gather, Join, Member, Settled};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::graph::{Batching, Counts};
 use modelhost_core::infer::{Deadline, InferRequest};
-use modelhost_core::ports::LoadedModel;
 use modelhost_core::tensor::Tensor;
 use tokio::sync::{Notify, oneshot};
 
+use crate::meter::{Metered, Outcome};
+use crate::pause::pause;
+use crate::residence::Ready;
 use crate::threads::Threads;
 
 /// The requests of one version that wait for others.
 pub(crate) struct Batcher {
-    batching: Batching,
-    gathering: Mutex<Option<Gathering>>,
+    most: u64,
+    waiting: Mutex<Waiting>,
+    /// A batch is due earlier than it was.
+    earlier: Notify,
     /// Of what ran.
     pub(crate) rows: Counts,
 }
 
-struct Gathering {
-    members: Vec<Member>,
-    rows: u64,
-    full: Arc<Notify>,
+struct Waiting {
+    gather: Gather<Asked>,
+    /// A task takes out what is due.
+    is_driven: bool,
 }
 
-struct Member {
+/// A request and whoever asks it.
+struct Asked {
     request: Arc<InferRequest>,
-    rows: u64,
-    deadline: Deadline,
-    reply: oneshot::Sender<Result<Vec<Tensor>, Error>>,
+    model: Ready,
+    reply: oneshot::Sender<Outcome>,
+}
+
+impl Join for Asked {
+    fn inputs(&self) -> &[Tensor] {
+        &self.request.inputs
+    }
+
+    fn fits(&self, other: &Self) -> bool {
+        let (one, other) = (&self.request, &other.request);
+        one.parameters == other.parameters
+            && one.outputs == other.outputs
+            && batch::fit(&one.inputs, &other.inputs)
+    }
 }
 
 impl Batcher {
     pub(crate) fn new(batching: Batching) -> Arc<Self> {
-        Arc::new(Self { batching, gathering: Mutex::default(), rows: Counts::default() })
+        let waiting = Waiting { gather: Gather::new(batching), is_driven: false };
+        Arc::new(Self {
+            most: u64::from(batching.max_batch),
+            waiting: Mutex::new(waiting),
+            earlier: Notify::new(),
+            rows: Counts::default(),
+        })
     }
 
-    /// Answers the request, with others if they come in time. What was joined runs to its end, whoever leaves.
+    /// Answers the request, with others if they come in time, and says what part of the processor time was its own. What was joined runs
+    /// to its end, whoever leaves; a member waits no longer than its own deadline.
     pub(crate) async fn infer(
         self: Arc<Self>,
-        model: Arc<dyn LoadedModel>,
+        model: Ready,
         threads: Arc<Threads>,
         request: Arc<InferRequest>,
         deadline: Deadline,
-    ) -> Result<Vec<Tensor>, Error> {
+    ) -> Outcome {
         let rows = batch::rows(&request.inputs).unwrap_or(0);
-        let (reply, answer) = oneshot::channel();
-        let member = Member { request: Arc::clone(&request), rows, deadline, reply };
-        match self.join(member) {
-            Joined::Alone => {
-                self.rows.add(rows);
-                return model.infer(request, deadline).await;
-            }
-            Joined::Member => {}
-            Joined::First(full) => drop(tokio::spawn(self.lead(model, threads, full))),
-        }
-        answer.await.unwrap_or_else(|_| Err(Error::new(ErrorCode::Unavailable, "the host is shutting down")))
-    }
-
-    fn gathering(&self) -> MutexGuard<'_, Option<Gathering>> {
-        self.gathering.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn join(&self, member: Member) -> Joined {
-        let most = u64::from(self.batching.max_batch);
-        let mut gathering = self.gathering();
-        if member.rows == 0 || member.rows >= most {
-            return Joined::Alone;
-        }
-        match &mut *gathering {
-            None => {
-                let full = Arc::new(Notify::new());
-                let rows = member.rows;
-                *gathering = Some(Gathering { members: vec![member], rows, full: Arc::clone(&full) });
-                Joined::First(full)
-            }
-            Some(open) => {
-                let fits = open.rows + member.rows <= most
-                    && open.members.first().is_some_and(|first| fit(&first.request, &member.request));
-                if !fits {
-                    return Joined::Alone;
-                }
-                open.rows += member.rows;
-                open.members.push(member);
-                if open.rows == most {
-                    open.full.notify_one();
-                }
-                Joined::Member
-            }
-        }
-    }
-
-    async fn lead(self: Arc<Self>, model: Arc<dyn LoadedModel>, threads: Arc<Threads>, full: Arc<Notify>) {
-        let until = Instant::now() + self.batching.max_delay;
-        tokio::select! {
-            () = full.notified() => {}
-            () = pause(until) => {}
-        }
-        let members = self.gathering().take().map(|gathering| gathering.members).unwrap_or_default();
-        let members: Vec<_> = members.into_iter().filter(|member| !member.reply.is_closed()).collect();
-        self.answer(&model, &threads, members).await;
-    }
-
-    async fn answer(&self, model: &Arc<dyn LoadedModel>, threads: &Arc<Threads>, members: Vec<Member>) {
-        if let Some(joined) = join(&members).filter(|_| members.len() > 1) {
-            let deadline =
-                members.iter().map(|member| member.deadline).max_by_key(|deadline| deadline.instant());
-            let rows: Vec<u64> = members.iter().map(|member| member.rows).collect();
-            let ran = match deadline {
-                Some(deadline) => {
-                    threads.run(Arc::clone(model).infer(Arc::new(joined), deadline), false).await
-                }
-                None => return,
-            };
-            if let Ok(answers) = ran.flatten().and_then(|outputs| batch::split(&outputs, &rows)) {
-                self.rows.add(rows.iter().sum());
-                for (member, outputs) in members.into_iter().zip(answers) {
-                    drop(member.reply.send(Ok(outputs))); // a caller who left needs no answer
-                }
-                return;
-            }
-        }
-        for Member { request, rows, deadline, reply } in members {
+        if rows == 0 || rows >= self.most {
             self.rows.add(rows);
-            let (alone, threads) = (Arc::clone(model).infer(request, deadline), Arc::clone(threads));
-            tokio::spawn(async move { drop(reply.send(threads.run(alone, false).await.flatten())) });
+            return Metered::new(model.infer(request, deadline), true).await;
+        }
+        let (reply, answer) = oneshot::channel();
+        let (arrived, until) = (Instant::now(), deadline.instant());
+        let asked = Asked { request, model, reply };
+        self.push(Member { request: asked, arrived, deadline: until }, &threads);
+        match tokio::time::timeout_at(until.into(), answer).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => (
+                Err(Error::new(
+                    ErrorCode::Unavailable,
+                    "its batch ended without an answer; a retry may succeed",
+                )),
+                None,
+            ),
+            Err(_) => {
+                let text = "the request's deadline passed while it was answered together with others";
+                (Err(Error::new(ErrorCode::DeadlineExceeded, text)), None)
+            }
+        }
+    }
+
+    fn push(self: &Arc<Self>, member: Member<Asked>, threads: &Arc<Threads>) {
+        let mut waiting = self.waiting();
+        let before = waiting.gather.due();
+        waiting.gather.push(member);
+        if waiting.gather.due() < before {
+            self.earlier.notify_one();
+        }
+        self.drive(&mut waiting, threads);
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sees to it that what is due is taken out.
+    fn drive(self: &Arc<Self>, waiting: &mut Waiting, threads: &Arc<Threads>) {
+        if !waiting.is_driven {
+            waiting.is_driven = true;
+            let driver = Driver { batcher: Arc::clone(self), threads: Arc::clone(threads) };
+            threads.spawn(Box::pin(driver.run()));
+        }
+    }
+
+    /// What is due, or when something will be. Nobody waits: `None`, and nobody drives.
+    fn next(&self) -> Option<Result<Batch<Asked>, Instant>> {
+        let mut waiting = self.waiting();
+        let next = waiting.gather.take(Instant::now()).map(Ok).or_else(|| waiting.gather.due().map(Err));
+        waiting.is_driven = next.is_some();
+        next
+    }
+
+    async fn answer(self: Arc<Self>, mut batch: Batch<Asked>, threads: Arc<Threads>) {
+        drop(batch.part(|member| member.request.reply.is_closed()));
+        let (Some(first), Some(until)) = (batch.members().first(), batch.deadline()) else { return };
+        let (model, members, rows) = (Arc::clone(&first.request.model), batch.members().len(), batch.rows());
+        let outcome = match joined(&batch, &first.request.request) {
+            Ok(request) => {
+                Metered::new(model.infer(request, Deadline::after(Instant::now(), left(until))), true).await
+            }
+            Err(error) => (Err(error), None),
+        };
+        let (outputs, used) = outcome;
+        let share = used.and_then(|used| used.checked_div(u32::try_from(members).unwrap_or(u32::MAX)));
+        match batch.settle(outputs) {
+            Settled::Answered(answers) => {
+                self.rows.add(rows);
+                for (asked, outputs) in answers {
+                    drop(asked.reply.send((outputs, share))); // a caller who left needs no answer
+                }
+            }
+            Settled::Failed(members, _) => {
+                let mut waiting = self.waiting();
+                waiting.gather.again(members);
+                self.earlier.notify_one();
+                self.drive(&mut waiting, &threads);
+            }
         }
     }
 }
 
-enum Joined {
-    Alone,
-    Member,
-    First(Arc<Notify>),
+/// The task that takes out what is due, while anybody waits.
+struct Driver {
+    batcher: Arc<Batcher>,
+    threads: Arc<Threads>,
 }
 
-fn fit(one: &InferRequest, other: &InferRequest) -> bool {
-    one.parameters == other.parameters
-        && one.outputs == other.outputs
-        && batch::fit(&one.inputs, &other.inputs)
-}
-
-fn join(members: &[Member]) -> Option<InferRequest> {
-    let first = &members.first()?.request;
-    let inputs: Vec<&[Tensor]> = members.iter().map(|member| member.request.inputs.as_slice()).collect();
-    let inputs = batch::join(&inputs).ok()?;
-    Some(InferRequest { inputs, ..InferRequest::clone(first) })
-}
-
-/// Until then, to less than a millisecond: timers count whole ones.
-async fn pause(until: Instant) {
-    let whole = until.saturating_duration_since(Instant::now()).saturating_sub(Duration::from_millis(1));
-    if whole > Duration::from_millis(1) {
-        tokio::time::sleep(whole).await;
+impl Driver {
+    async fn run(self) {
+        while let Some(next) = self.batcher.next() {
+            match next {
+                Ok(batch) => {
+                    let answer = Arc::clone(&self.batcher).answer(batch, Arc::clone(&self.threads));
+                    self.threads.spawn(Box::pin(answer));
+                }
+                Err(due) => tokio::select! {
+                    () = self.batcher.earlier.notified() => {}
+                    () = pause(due) => {}
+                },
+            }
+        }
     }
-    while Instant::now() < until {
-        tokio::task::yield_now().await;
+}
+
+fn left(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now())
+}
+
+fn joined(batch: &Batch<Asked>, first: &Arc<InferRequest>) -> Result<Arc<InferRequest>, Error> {
+    if batch.members().len() == 1 {
+        return Ok(Arc::clone(first));
     }
+    let inputs = batch.inputs()?.into_owned();
+    Ok(Arc::new(InferRequest { inputs, ..InferRequest::clone(first) }))
 }
 
 #[cfg(test)]
 mod tests {
     use modelhost_core::deployment::DeploymentName;
     use modelhost_core::model::Signature;
-    use modelhost_core::ports::{BoxFuture, Footprint};
+    use modelhost_core::ports::{BoxFuture, Footprint, LoadedModel};
     use modelhost_core::tensor::DType;
     use modelhost_core::version::{Isolation, LoadReport};
 
+    use tokio::sync::Semaphore;
+
     use super::*;
+    use crate::fakes::echo;
 
     /// Doubles; 13 is poison. Remembers what it was asked.
     struct Doubler {
@@ -220,40 +253,67 @@ mod tests {
     }
 
     async fn ask(model: &Arc<Doubler>, max_batch: u32, requests: &[&[u8]]) -> Vec<Result<Vec<u8>, Error>> {
-        let batcher = Batcher::new(Batching { max_batch, max_delay: Duration::from_millis(50) });
+        let batcher = Batcher::new(Batching { max_batch, max_delay: Duration::from_secs(1) });
         let threads = Arc::new(Threads::new(&DeploymentName::default(), Some(1)));
         let answers = requests.iter().map(|values| {
-            let data = values.to_vec().into();
-            let input = Tensor::new("x".into(), DType::Uint8, vec![values.len() as u64], data).unwrap();
-            let request = Arc::new(InferRequest { inputs: vec![input], ..InferRequest::default() });
             let deadline = Deadline::after(Instant::now(), Duration::from_secs(10));
             Arc::clone(&batcher).infer(
                 Arc::clone(model) as Arc<dyn LoadedModel>,
                 Arc::clone(&threads),
-                request,
+                input(values),
                 deadline,
             )
         });
         let answers = futures_util::future::join_all(answers).await;
-        answers.into_iter().map(|answer| answer.map(|outputs| outputs[0].data().to_vec())).collect()
+        answers.into_iter().map(|(answer, _)| answer.map(|outputs| outputs[0].data().to_vec())).collect()
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn those_who_come_in_time_are_answered_together() {
         let model = doubler();
-        let answers = ask(&model, 4, &[&[1], &[2, 3], &[4, 5], &[6], &[7, 8, 9, 10, 11]]).await;
+        let answers = ask(&model, 4, &[&[1], &[2, 3], &[4, 5], &[6], &[7, 8, 9, 10, 11], &[20, 21]]).await;
         let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
-        assert_eq!(answers, [vec![2], vec![4, 6], vec![8, 10], vec![12], vec![14, 16, 18, 20, 22]]);
+        assert_eq!(
+            answers,
+            [vec![2], vec![4, 6], vec![8, 10], vec![12], vec![14, 16, 18, 20, 22], vec![40, 42]]
+        );
         let mut asked = model.asked.lock().unwrap().clone();
         asked.sort();
-        assert_eq!(asked, [vec![1, 2, 3, 6], vec![4, 5], vec![7, 8, 9, 10, 11]]);
+        assert_eq!(asked, [vec![1, 2, 3, 6], vec![4, 5, 20, 21], vec![7, 8, 9, 10, 11]]);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_poisoned_member_fails_alone() {
-        let answers = ask(&doubler(), 8, &[&[1], &[13], &[3]]).await;
+        let answers = ask(&doubler(), 3, &[&[1], &[13], &[3]]).await;
         assert_eq!(answers[0].as_ref().unwrap(), &[2]);
         assert_eq!(answers[1].as_ref().unwrap_err().message, "13 is poison");
         assert_eq!(answers[2].as_ref().unwrap(), &[6]);
+    }
+
+    fn input(values: &[u8]) -> Arc<InferRequest> {
+        let input = Tensor::new("x".into(), DType::Uint8, vec![values.len() as u64], values.to_vec().into());
+        Arc::new(InferRequest { inputs: vec![input.unwrap()], ..InferRequest::default() })
+    }
+
+    /// A member with little time and one with much are answered together by a model that never ends.
+    #[tokio::test]
+    async fn a_member_waits_no_longer_than_its_own_deadline_and_the_run_goes_on() {
+        let batcher = Batcher::new(Batching { max_batch: 2, max_delay: Duration::from_secs(1) });
+        let threads = Arc::new(Threads::new(&DeploymentName::default(), Some(1)));
+        let model = echo(1);
+        model.leave.forget_permits(Semaphore::MAX_PERMITS);
+        let ask = |limit| {
+            let deadline = Deadline::after(Instant::now(), limit);
+            let (model, threads) = (Arc::clone(&model) as Ready, Arc::clone(&threads));
+            tokio::spawn(Arc::clone(&batcher).infer(model, threads, input(&[1]), deadline))
+        };
+        let (short, long) = (ask(Duration::from_millis(30)), ask(Duration::from_secs(60)));
+        let (outputs, _) = short.await.unwrap();
+        assert_eq!(outputs.unwrap_err().code, ErrorCode::DeadlineExceeded);
+        assert!(!long.is_finished());
+        model.leave.add_permits(1);
+        let (outputs, used) = long.await.unwrap();
+        assert_eq!(outputs.unwrap()[0].data()[..], [1]);
+        assert!(used.is_some(), "its share of the processor time is known");
     }
 }

@@ -13,6 +13,7 @@ mod lifecycle;
 mod loads;
 mod meter;
 mod mirror;
+mod pause;
 mod pool;
 #[cfg(test)]
 mod races;

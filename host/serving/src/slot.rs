@@ -213,20 +213,21 @@ impl Slot {
         // Nobody waits for a challenger, so it does not keep the server's threads from those who are waited for.
         let is_long = role == Role::Challenger || self.line.usual_cpu() > LONG;
         let stands_for = self.meter.stands_for(is_long);
-        let infer: Job<_> = match &self.batcher {
+        let job: Job<_> = match &self.batcher {
             Some(batcher) => {
                 let threads = self.pool.threads.load_full();
                 Box::pin(Arc::clone(batcher).infer(model, threads, request, deadline))
             }
-            None => model.infer(request, deadline),
+            None => Box::pin(Metered::new(model.infer(request, deadline), stands_for > 0)),
         };
-        let job: Job<_> = Box::pin(Metered::new(infer, stands_for > 0));
         let threads = self.pool.threads.load();
         let (outputs, used) = threads.run(job, is_long).await?;
         let ended = Instant::now();
         permit.end(ended);
         run.ended = Some(ended);
         self.line.ran(ended - run.began, used);
+        // A joined request's share is always known; it stands for itself.
+        let stands_for = if self.batcher.is_some() { u64::from(used.is_some()) } else { stands_for };
         run.cpu = tally(used, stands_for);
         outputs
     }
