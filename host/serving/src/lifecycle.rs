@@ -36,11 +36,11 @@ pub struct Config {
     pub response_cache_bytes: u64,
     /// Bytes of requests and answers that are held at once; one deployment may hold half of them.
     pub body_bytes: u64,
-    /// Copies for challengers that wait; one more is dropped and counted.
+    /// Copies for challengers that wait or run; one more is dropped and counted. One model may have half of them.
     pub mirror_queue: usize,
-    /// Bytes of those copies' tensors.
+    /// Bytes of those copies' tensors. One model may have half of them.
     pub mirror_bytes: u32,
-    /// Copies that run at once.
+    /// Copies of one model that run at once.
     pub mirror_concurrency: usize,
 }
 
@@ -62,7 +62,7 @@ impl Default for Config {
 /// Everything that serves predictions.
 pub struct Serving {
     pub(crate) table: ArcSwap<Table>,
-    pub(crate) mirror: Mirror,
+    pub(crate) mirror: Arc<Mirror>,
     pub(crate) cache: ResponseCache,
     runtime: Arc<dyn ModelRuntime>,
     observer: Arc<dyn Observer>,
@@ -98,7 +98,7 @@ impl Serving {
         let serving = Arc::new(Self {
             table: ArcSwap::default(),
             cache: ResponseCache::new(config.response_cache_bytes),
-            mirror: Mirror::start(&config),
+            mirror: Mirror::new(&config),
             runtime,
             observer,
             places: Places::new(config.loaded_versions, config.body_bytes),

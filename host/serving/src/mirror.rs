@@ -1,16 +1,17 @@
 //! Challengers: copies of answered requests, run when there is room, compared with what the caller got.
 //!
-//! A copy never delays or changes the caller's answer. What does not fit the queue is dropped and counted.
+//! A copy never delays or changes the caller's answer. What does not fit the queue is dropped and counted. Every model has
+//! copies of its own under way and at most half of the room, so that a slow challenger delays its own model's alone.
 
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use modelhost_core::compare::distance_by_name;
 use modelhost_core::event::{Agreement, Comparison, Role};
 use modelhost_core::infer::{Deadline, InferRequest};
-use modelhost_core::model::ModelVersion;
+use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::tensor::Tensor;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::lifecycle::Config;
 use crate::slot::Slot;
@@ -18,9 +19,57 @@ use crate::slot::Slot;
 /// Waiting and running together, per copy: nobody waits for it.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// The part of the queue and its bytes that one model may take, so that a slow challenger leaves room for the others'.
+const SHARE: usize = 2;
+
+#[cfg(test)]
+mod tests;
+
 pub(crate) struct Mirror {
-    queue: mpsc::Sender<Copy>,
-    bytes: Arc<Semaphore>,
+    /// Copies that wait, over all models.
+    most: usize,
+    most_bytes: usize,
+    /// Copies of one model that run at once.
+    concurrency: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Copies that wait or run, and their bytes.
+    total: Load,
+    /// Of models that have any.
+    lanes: HashMap<ModelName, Lane>,
+}
+
+/// The copies of one model: they wait for nobody else's.
+#[derive(Default)]
+struct Lane {
+    waiting: VecDeque<Copy>,
+    load: Load,
+    running: usize,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Load {
+    copies: usize,
+    bytes: usize,
+}
+
+impl Load {
+    fn fits(self, bytes: usize, most: usize, most_bytes: usize) -> bool {
+        self.copies < most && bytes <= most_bytes.saturating_sub(self.bytes)
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.copies += 1;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.copies -= 1;
+        self.bytes -= bytes;
+    }
 }
 
 struct Copy {
@@ -28,54 +77,91 @@ struct Copy {
     challenger: Arc<Slot>,
     request: Arc<InferRequest>,
     answer: Arc<Vec<Tensor>>,
-    _bytes: OwnedSemaphorePermit,
+    bytes: usize,
 }
 
 impl Mirror {
-    /// Starts the workers; they end with the mirror.
-    pub(crate) fn start(config: &Config) -> Self {
-        let (queue, copies) = mpsc::channel(config.mirror_queue);
-        let copies = Arc::new(Mutex::new(copies));
-        for _ in 0..config.mirror_concurrency {
-            tokio::spawn(work(Arc::clone(&copies)));
-        }
-        Self { queue, bytes: Arc::new(Semaphore::new(config.mirror_bytes as usize)) }
+    pub(crate) fn new(config: &Config) -> Arc<Self> {
+        Arc::new(Self {
+            most: config.mirror_queue,
+            most_bytes: config.mirror_bytes as usize,
+            concurrency: config.mirror_concurrency,
+            state: Mutex::default(),
+        })
     }
 
     pub(crate) fn send(
-        &self,
+        self: &Arc<Self>,
         served: ModelVersion,
         challengers: &[Arc<Slot>],
         request: &Arc<InferRequest>,
         answer: &Arc<Vec<Tensor>>,
     ) {
-        let bytes: usize = request.inputs.iter().chain(&**answer).map(|tensor| tensor.data().len()).sum();
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let bytes = request.inputs.iter().chain(&**answer).map(|tensor| tensor.data().len()).sum();
         for challenger in challengers {
-            let permit = Arc::clone(&self.bytes).try_acquire_many_owned(bytes);
-            let sent = permit.is_ok_and(|permit| {
-                let copy = Copy {
-                    served,
-                    challenger: Arc::clone(challenger),
-                    request: Arc::clone(request),
-                    answer: Arc::clone(answer),
-                    _bytes: permit,
-                };
-                self.queue.try_send(copy).is_ok()
-            });
-            if !sent {
+            let (request, answer) = (Arc::clone(request), Arc::clone(answer));
+            let copy = Copy { served, challenger: Arc::clone(challenger), request, answer, bytes };
+            if !self.queue(copy) {
                 challenger.recorder.comparison(&Comparison { served, agreement: Agreement::Dropped });
             }
         }
     }
-}
 
-async fn work(copies: Arc<Mutex<mpsc::Receiver<Copy>>>) {
-    loop {
-        let copy = copies.lock().await.recv().await;
-        let Some(copy) = copy else { return };
-        let agreement = run(&copy).await;
-        copy.challenger.recorder.comparison(&Comparison { served: copy.served, agreement });
+    /// False: there is no room for it.
+    fn queue(self: &Arc<Self>, copy: Copy) -> bool {
+        let (model, bytes) = (&copy.challenger.version.model, copy.bytes);
+        let mut state = self.state();
+        let own = state.lanes.get(model).map(|lane| lane.load).unwrap_or_default();
+        if !state.total.fits(bytes, self.most, self.most_bytes)
+            || !own.fits(bytes, self.most.div_ceil(SHARE), self.most_bytes / SHARE)
+        {
+            return false;
+        }
+        state.total.add(bytes);
+        let model = model.clone();
+        let lane = state.lanes.entry(model.clone()).or_default();
+        lane.load.add(bytes);
+        lane.waiting.push_back(copy);
+        if lane.running < self.concurrency {
+            lane.running += 1;
+            tokio::spawn(Arc::clone(self).work(model));
+        }
+        true
+    }
+
+    /// Runs a model's copies until none waits.
+    async fn work(self: Arc<Self>, model: ModelName) {
+        while let Some(copy) = self.next(&model) {
+            let agreement = run(&copy).await;
+            copy.challenger.recorder.comparison(&Comparison { served: copy.served, agreement });
+            self.ended(&model, copy.bytes);
+        }
+    }
+
+    /// None waits: its worker ends.
+    fn next(&self, model: &ModelName) -> Option<Copy> {
+        let mut state = self.state();
+        let lane = state.lanes.get_mut(model)?;
+        let next = lane.waiting.pop_front();
+        if next.is_none() {
+            lane.running -= 1;
+            if lane.running == 0 {
+                state.lanes.remove(model);
+            }
+        }
+        next
+    }
+
+    fn ended(&self, model: &ModelName, bytes: usize) {
+        let mut state = self.state();
+        state.total.remove(bytes);
+        if let Some(lane) = state.lanes.get_mut(model) {
+            lane.load.remove(bytes);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
