@@ -11,7 +11,7 @@ use std::time::Duration;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use modelhost_admin::Admin;
+use modelhost_admin::{Admin, Intake};
 use modelhost_core::artifact::Digest;
 use modelhost_core::deployment::Bounds;
 use modelhost_core::error::{Error, ErrorCode};
@@ -63,7 +63,7 @@ impl Server {
         let catalog = Arc::new(
             Catalog::open(&config.data_dir.join("catalogue.db"), &config.limits_cap(), &bounds).await?,
         );
-        let mut keep = catalog.blobs();
+        let mut keep = catalog.blobs().await?;
         keep.extend(runtimes.values());
         blobs.retain(&keep)?;
 
@@ -99,6 +99,7 @@ impl Server {
             limits_cap: config.limits_cap(),
             host_instances: config.instances,
             max_blob_bytes: config.max_blob_bytes,
+            intake: Intake::new(Duration::from_millis(config.request_timeout_ms)),
         });
         let public = Arc::new(Public {
             serving: Arc::clone(&serving),
