@@ -4,6 +4,7 @@ mod admin;
 mod body;
 mod call;
 mod config;
+mod data;
 mod grpc;
 mod guard;
 mod handlers;
