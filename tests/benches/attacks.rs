@@ -107,7 +107,11 @@ fn serve(data: &std::path::Path) -> Process {
     host.client.register("noisy/table", &Package::folder("examples/credit-risk/xgboost"), true);
     host.client.register("quiet/m", &Package::fault("echo", ""), true);
     for (model, deployment) in [("noisy/m", "noisy"), ("noisy/table", "noisy"), ("quiet/m", "quiet")] {
-        let answer = host.client.admin("PUT", &format!("/models/{model}/deployment"), &json!({"deployment": deployment}));
+        let answer = host.client.admin(
+            "PUT",
+            &format!("/models/{model}/deployment"),
+            &json!({"deployment": deployment}),
+        );
         assert_eq!(answer.unwrap().status, 200);
     }
     host
@@ -142,7 +146,9 @@ fn probe(client: &Client, time: Duration) -> Vec<Duration> {
     while begun.elapsed() < time {
         let asked = Instant::now();
         let mut stream = connect(&client.url);
-        stream.write_all(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        stream
+            .write_all(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .unwrap();
         let mut answer = String::new();
         let came = stream.read_to_string(&mut answer);
         assert!(came.is_ok() && answer.starts_with("HTTP/1.1 200"), "health: {came:?} {answer}");
@@ -230,7 +236,8 @@ fn post(path: &str, kind: &str, length: &str, body: &[u8]) -> Vec<u8> {
 
 fn unread_answers(client: &Client, stop: &AtomicBool) {
     let body = x(&vec![1.0; 500_000]).to_string();
-    let request = post(INFER, "application/json", &format!("Content-Length: {}", body.len()), body.as_bytes());
+    let request =
+        post(INFER, "application/json", &format!("Content-Length: {}", body.len()), body.as_bytes());
     hold(&client.url, 50, stop, |_| request.clone());
 }
 
@@ -240,7 +247,8 @@ fn slow_bodies(client: &Client, stop: &AtomicBool) {
 }
 
 fn large_bodies(client: &Client, stop: &AtomicBool) {
-    let request = post(INFER, "application/json", &format!("Content-Length: {}", 60 << 20), &vec![b' '; 40 << 20]);
+    let request =
+        post(INFER, "application/json", &format!("Content-Length: {}", 60 << 20), &vec![b' '; 40 << 20]);
     hold(&client.url, 60, stop, |_| request.clone());
 }
 

@@ -8,6 +8,7 @@
     reason = "tests: a panic is their way to fail"
 )]
 
+mod admin_guard;
 mod cache;
 mod cli;
 mod csv;

@@ -138,7 +138,8 @@ impl Client {
         let mut files = serde_json::Map::new();
         for (name, content) in &package.files {
             let digest: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
-            let answer = self.send("PUT", &format!("{}/v1/blobs/{digest}", self.admin), content, &[])?;
+            let url = format!("{}/v1/models/{model}/blobs/{digest}", self.admin);
+            let answer = self.send("PUT", &url, content, &[("content-type", "application/octet-stream")])?;
             if answer.status != 201 {
                 return Ok(answer);
             }

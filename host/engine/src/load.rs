@@ -260,6 +260,7 @@ impl ModelRuntime for Runtime {
         memory: &'a Arc<MemoryBudget>,
     ) -> BoxFuture<'a, Result<Arc<dyn LoadedModel>, Error>> {
         Box::pin(async move {
+            package.check_artifacts()?;
             let compiled = self.find_compiled(package, known, memory).await?;
             // The same bytes passed their examples when they were compiled; a GPU compiles its part anew.
             let is_warm = compiled.as_ref().is_some_and(|loaded| loaded.graphs.is_none());

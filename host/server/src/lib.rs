@@ -6,6 +6,7 @@ mod body;
 mod coding;
 mod config;
 mod control;
+mod data;
 mod dialects;
 mod exchange;
 mod grpc;
