@@ -81,3 +81,13 @@ fn only_fresh_instances_may_use_it() {
     host.client.register("demo/m", &Package::fault("echo", ""), true);
     assert!(!host.client.post(INFER, &x(&[1.0])).headers.contains_key("modelhost-cache"));
 }
+
+#[test]
+fn equal_models_do_not_answer_for_each_other() {
+    let host = Host::start();
+    for model in ["demo/m", "other/m"] {
+        host.client.register(model, &Package::fault("echo", "response_cache = true"), true);
+        let answer = host.client.post(&format!("/v2/models/{model}/infer"), &x(&[1.5]));
+        assert_eq!(answer.headers["modelhost-cache"], "miss", "{model}");
+    }
+}

@@ -163,7 +163,7 @@ fn a_gpu_that_is_not_there_is_refused_and_auto_takes_the_processor() {
     let host = host();
     let gpu = Package::graph(fixture("mlp.onnx"), "[graphs]\ntarget = 'gpu'\ndevice = 1");
     let answer = host.client.try_register("demo/m", &gpu, true).unwrap();
-    assert_eq!(answer.status, 400, "{answer:?}");
+    assert_eq!(answer.status, 422, "{answer:?}");
     for part in ["asks for GPU 1", "without CUDA", "0 NVIDIA devices", "0 WebGPU devices"] {
         assert!(answer.error().contains(part), "{answer:?}");
     }
@@ -203,7 +203,7 @@ fn webgpu_evaluates_beside_versions_that_come_and_go() {
         Package::graph(fixture("cnn.onnx"), &graphs)
     };
     let answer = client.try_register("demo/gpu", &on("target = 'gpu'\ndevice = 7"), true).unwrap();
-    assert_eq!(answer.status, 400, "{answer:?}");
+    assert_eq!(answer.status, 422, "{answer:?}");
     assert!(answer.error().contains("webgpu:7 cannot be used: there is no such device"), "{answer:?}");
     client.register("demo/cpu", &on("target = 'cpu'"), true);
     client.register("demo/gpu", &on("target = 'gpu'"), true);
@@ -287,7 +287,7 @@ fn a_library_that_is_missing_or_another_is_named() {
         let process = Process::start_with(data.path(), &arguments, Stdio::inherit());
         let told = Package::graph(fixture("mlp.onnx"), "[graphs]\nbackend = 'onnxruntime'");
         let answer = process.client.try_register("demo/m", &told, true).unwrap();
-        assert_eq!(answer.status, 400, "{answer:?}");
+        assert_eq!(answer.status, 422, "{answer:?}");
         assert!(answer.error().contains(why), "{answer:?}");
         // Whoever leaves the choice to the host gets tract.
         process.client.register("demo/m", &Package::graph(fixture("mlp.onnx"), ""), true);

@@ -17,6 +17,7 @@ mod durability;
 mod faults;
 mod graphs;
 mod hostile;
+mod hostile_callers;
 mod observe;
 mod overload;
 mod predictions;

@@ -1,4 +1,8 @@
-//! Joining requests along their first dimension, and taking the answers apart again.
+//! Joining requests along their first dimension, and taking the answers apart again. Which are joined, and when, decides [`Gather`].
+
+mod gather;
+
+pub use gather::{Batch, Gather, Join, Member, Settled};
 
 use bytes::{Bytes, BytesMut};
 
@@ -40,7 +44,7 @@ pub fn join(members: &[&[Tensor]]) -> Result<Vec<Tensor>, Error> {
         }
         parts().for_each(|part| data.extend_from_slice(part.data()));
         Tensor::new(tensor.name().to_owned(), tensor.dtype(), shape, data.freeze())
-            .map_err(|error| Error::internal(format!("batch: {}", error.message)))
+            .map_err(|error| Error::internal("a batch cannot be joined").because(error))
     });
     joined.collect()
 }

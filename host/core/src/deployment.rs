@@ -4,25 +4,17 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorCode};
+use crate::name;
 use crate::version::Isolation;
-
-/// Longest name, in bytes.
-const MAX_NAME: usize = 64;
 
 /// A deployment's name. The default one holds every version that nobody placed elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeploymentName(String);
 
 impl DeploymentName {
-    /// Reads 1 to 64 ASCII letters, digits, `.`, `_` and `-`, the first a letter or digit.
+    /// Reads a [`name`](crate::name).
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        let starts_well = text.starts_with(|first: char| first.is_ascii_alphanumeric());
-        if text.len() > MAX_NAME || !starts_well || !text.bytes().all(allowed) {
-            return Err(Error::invalid(format!(
-                "deployment {text:?} is not 1 to {MAX_NAME} letters, digits, '.', '_' or '-', starting with a letter or digit"
-            )));
-        }
+        name::check("deployment", text)?;
         Ok(Self(text.to_owned()))
     }
 
@@ -162,21 +154,6 @@ impl MemoryBudget {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_is_short_and_plain() {
-        for (text, expected) in [
-            ("default", true),
-            ("team-a.gpu_1", true),
-            ("", false),
-            ("-a", false),
-            ("a b", false),
-            ("a/b", false),
-            (&"x".repeat(65), false),
-        ] {
-            assert_eq!(DeploymentName::parse(text).is_ok(), expected, "{text:?}");
-        }
-    }
 
     #[test]
     fn bounds_name_what_does_not_fit() {

@@ -1,6 +1,7 @@
 //! The small, stable set of error codes that every crate's error maps to.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// What kind of failure it is, whoever reports it. Knows no transport: `protocol::status` maps it to HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,20 +74,23 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// A failure as every layer passes it on: a code to act on and a text for the person who caused it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// A failure as every layer passes it on: a code to act on, a text for the person who caused it, and a cause for the log.
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     /// What to do about it.
     pub code: ErrorCode,
     /// Names the subject, what was expected and what came. Safe to show to the caller.
     pub message: String,
+    /// For the log alone: its text may name paths and libraries of this host.
+    #[source]
+    cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     /// An error with this code and text.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), cause: None }
     }
 
     /// The caller's mistake.
@@ -99,8 +103,80 @@ impl Error {
         Self::new(ErrorCode::NotFound, message)
     }
 
+    /// The plugin's fault.
+    pub fn fault(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::PluginFault, message)
+    }
+
     /// The host's own failure.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Internal, message)
+    }
+
+    /// The same failure, said of something: `context: message`.
+    #[must_use]
+    pub fn within(self, context: impl fmt::Display) -> Self {
+        Self { message: format!("{context}: {}", self.message), ..self }
+    }
+
+    /// The same failure with what caused it, which callers do not see.
+    #[must_use]
+    pub fn because(self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { cause: Some(Arc::from(cause.into())), ..self }
+    }
+
+    /// The message and every cause below it, for the log.
+    pub fn chain(&self) -> impl fmt::Display + '_ {
+        Chain(self)
+    }
+}
+
+struct Chain<'a>(&'a Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)?;
+        let mut below = std::error::Error::source(self.0);
+        while let Some(cause) = below {
+            write!(f, ": {cause}")?;
+            below = cause.source();
+        }
+        Ok(())
+    }
+}
+
+/// Two errors are equal when callers see the same; causes are for the log.
+impl PartialEq for Error {
+    fn eq(&self, other: &Self) -> bool {
+        (self.code, &self.message) == (other.code, &other.message)
+    }
+}
+
+impl Eq for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_goes_before_the_message_and_keeps_the_rest() {
+        let error = Error::invalid("it is 3").because("a cause").within("input \"x\"").within("record 2");
+        assert_eq!(
+            (error.code, &*error.message),
+            (ErrorCode::InvalidArgument, "record 2: input \"x\": it is 3")
+        );
+        assert_eq!(error.chain().to_string(), "record 2: input \"x\": it is 3: a cause");
+    }
+
+    #[test]
+    fn causes_are_for_the_log_alone() {
+        let disk = std::io::Error::other("no space left on /dev/sda");
+        let inner = Error::internal("the blob cannot be written").because(disk);
+        let error = Error::internal("the version was not stored").because(inner);
+        assert_eq!(error.to_string(), "the version was not stored");
+        assert_eq!(error, Error::internal("the version was not stored"));
+        let chain = "the version was not stored: the blob cannot be written: no space left on /dev/sda";
+        assert_eq!(error.chain().to_string(), chain);
+        assert_eq!(error.clone().chain().to_string(), chain, "a copy has the same causes");
     }
 }

@@ -1,10 +1,10 @@
 //! How the graphs of a version are evaluated, and what came of it. A graph is an artifact that the host evaluates for the version's
 //! component, outside its sandbox.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::histogram;
 
 /// What evaluates a version's graphs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -139,63 +139,15 @@ pub struct GpuStatus {
     pub total_bytes: u64,
 }
 
-/// Counts by powers of two: class `i` counts values up to 2^i.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Histogram {
-    /// One a class; the last counts everything beyond.
-    pub counts: [u64; Self::CLASSES],
-    /// Of all values.
-    pub sum: u64,
-}
+/// Counts by powers of two, up to 2^20: class `i` counts values up to 2^i, the last what is beyond.
+pub type Histogram = histogram::Histogram<1, 22>;
 
-impl Histogram {
-    /// Up to 2^20, and one for what is beyond.
-    pub const CLASSES: usize = 22;
-
-    /// The class of a value.
-    pub fn class(value: u64) -> usize {
-        let bits = u64::BITS - value.saturating_sub(1).leading_zeros();
-        (bits as usize).min(Self::CLASSES - 1)
-    }
-}
-
-/// A histogram that counts, by any number of threads.
-#[derive(Debug, Default)]
-pub struct Counts {
-    counts: [AtomicU64; Histogram::CLASSES],
-    sum: AtomicU64,
-}
-
-impl Counts {
-    /// Counts one value.
-    pub fn add(&self, value: u64) {
-        if let Some(count) = self.counts.get(Histogram::class(value)) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-        self.sum.fetch_add(value, Ordering::Relaxed);
-    }
-
-    /// What was counted so far.
-    pub fn read(&self) -> Histogram {
-        let counts =
-            std::array::from_fn(|at| self.counts.get(at).map_or(0, |count| count.load(Ordering::Relaxed)));
-        Histogram { counts, sum: self.sum.load(Ordering::Relaxed) }
-    }
-}
+/// The same while it counts.
+pub type Counts = histogram::Counts<1, 22>;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_class_holds_what_its_bound_says() {
-        for (value, class) in
-            [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (1 << 20, 20), ((1 << 20) + 1, 21)]
-        {
-            assert_eq!(Histogram::class(value), class, "{value}");
-        }
-        assert_eq!(Histogram::class(u64::MAX), 21);
-    }
 
     #[test]
     fn tract_has_no_gpu() {

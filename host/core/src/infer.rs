@@ -1,10 +1,11 @@
 //! A prediction's request and response, free of any wire format.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorCode};
-use crate::model::Signature;
-use crate::tensor::Tensor;
+use crate::model::{MAX_TENSORS, Signature};
+use crate::tensor::{Tensor, TensorSpec};
 
 /// A request parameter's value.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,11 +49,20 @@ impl InferRequest {
     /// missing, unknown, given twice, or of another datatype or shape; or the unknown output.
     pub fn conform(&mut self, signature: &Signature) -> Result<(), Error> {
         conform_inputs(signature, &mut self.inputs)?;
-        let known = |name: &String| signature.outputs.iter().any(|spec| spec.name == *name);
-        match self.outputs.iter().find(|name| !known(name)) {
+        if self.outputs.is_empty() {
+            return Ok(());
+        }
+        let known: HashSet<_> = signature.outputs.iter().map(|spec| spec.name.as_str()).collect();
+        match self.outputs.iter().find(|name| !known.contains(name.as_str())) {
             Some(name) => Err(Error::invalid(format!("output {name:?} is not in the signature"))),
             None => Ok(()),
         }
+    }
+
+    /// The text of a parameter.
+    pub fn parameter(&self, name: &str) -> Option<Vec<u8>> {
+        let found = self.parameters.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.to_string().into_bytes())
     }
 
     /// Rows in the request: the first dimension of the first input, 1 for a scalar.
@@ -64,20 +74,17 @@ impl InferRequest {
 /// Brings inputs into the signature's order, checked. Errors: invalid argument, naming the input that is missing, unknown, given
 /// twice, or of another datatype or shape.
 pub fn conform_inputs(signature: &Signature, inputs: &mut [Tensor]) -> Result<(), Error> {
-    for (at, spec) in signature.inputs.iter().enumerate() {
-        let found = inputs.iter().skip(at).position(|input| input.name() == spec.name);
-        let found = found.ok_or_else(|| Error::invalid(format!("input {:?} is missing", spec.name)))?;
-        inputs.swap(at, at + found);
-        if let Some(input) = inputs.get(at) {
-            spec.check("input", input)?;
-        }
+    let specs = &signature.inputs;
+    if !is_in_order(specs, inputs) {
+        let named = by_name("input", specs, inputs)?;
+        let places = specs.iter().map(|spec| {
+            find(&named, &spec.name)
+                .ok_or_else(|| Error::invalid(format!("input {:?} is missing", spec.name)))
+        });
+        let ordered = places.map(|input| input.cloned()).collect::<Result<Vec<_>, _>>()?;
+        inputs.clone_from_slice(&ordered);
     }
-    if let Some(extra) = inputs.get(signature.inputs.len()) {
-        let twice = signature.inputs.iter().any(|spec| spec.name == extra.name());
-        let why = if twice { "is given twice" } else { "is not in the signature" };
-        return Err(Error::invalid(format!("input {:?} {why}", extra.name())));
-    }
-    Ok(())
+    specs.iter().zip(inputs.iter()).try_for_each(|(spec, input)| spec.check("input", input))
 }
 
 /// Checks a model's answer against its signature, and leaves the outputs asked for, in the order asked.
@@ -85,30 +92,61 @@ pub fn conform_inputs(signature: &Signature, inputs: &mut [Tensor]) -> Result<()
 pub fn conform_outputs(
     signature: &Signature,
     asked: &[String],
-    mut outputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
 ) -> Result<Vec<Tensor>, Error> {
     let fault = |message: String| Error::new(ErrorCode::PluginFault, message);
-    for (at, output) in outputs.iter().enumerate() {
-        let name = output.name();
-        let spec = signature.outputs.iter().find(|spec| spec.name == name);
-        let spec = spec.ok_or_else(|| fault(format!("output {name:?} is not in the signature")))?;
-        spec.check("output", output).map_err(|error| fault(error.message))?;
-        if outputs.iter().take(at).any(|earlier| earlier.name() == name) {
-            return Err(fault(format!("output {name:?} came twice")));
+    let specs = &signature.outputs;
+    if asked.is_empty() && is_in_order(specs, &outputs) {
+        let mut pairs = specs.iter().zip(&outputs);
+        pairs
+            .try_for_each(|(spec, output)| spec.check("output", output))
+            .map_err(|error| fault(error.message))?;
+        return Ok(outputs);
+    }
+    if outputs.len() > MAX_TENSORS {
+        return Err(fault(format!("{} outputs came, more than {MAX_TENSORS}", outputs.len())));
+    }
+    let named = by_name("output", specs, &outputs).map_err(|error| fault(error.message))?;
+    for spec in specs {
+        if let Some(output) = find(&named, &spec.name) {
+            spec.check("output", output).map_err(|error| fault(error.message))?;
         }
     }
-    let mut wanted: Vec<&str> = asked.iter().map(String::as_str).collect();
-    if wanted.is_empty() {
-        wanted = signature.outputs.iter().map(|spec| spec.name.as_str()).collect();
+    let wanted: Vec<&str> = match asked {
+        [] => specs.iter().map(|spec| spec.name.as_str()).collect(),
+        asked => asked.iter().map(String::as_str).collect(),
+    };
+    let output =
+        |name: &str| find(&named, name).cloned().ok_or_else(|| fault(format!("output {name:?} is missing")));
+    wanted.into_iter().map(output).collect()
+}
+
+/// Whether these are the tensors of the signature in its own order: what most requests and answers are.
+fn is_in_order(specs: &[TensorSpec], tensors: &[Tensor]) -> bool {
+    specs.len() == tensors.len() && specs.iter().zip(tensors).all(|(spec, tensor)| spec.name == tensor.name())
+}
+
+/// The tensors, sorted by name. Errors: invalid argument, naming one that is given twice or not in the signature.
+fn by_name<'a>(role: &str, specs: &[TensorSpec], tensors: &'a [Tensor]) -> Result<Vec<&'a Tensor>, Error> {
+    let mut named: Vec<_> = tensors.iter().collect();
+    named.sort_unstable_by_key(|tensor| tensor.name());
+    let twice = named.array_windows().find(|[one, other]| one.name() == other.name());
+    let known = specs.iter().filter(|spec| find(&named, &spec.name).is_some()).count();
+    if twice.is_none() && known == named.len() {
+        return Ok(named);
     }
-    for (at, name) in wanted.iter().enumerate() {
-        let found = outputs.iter().position(|output| output.name() == *name);
-        let found =
-            found.filter(|found| *found >= at).ok_or_else(|| fault(format!("output {name:?} is missing")))?;
-        outputs.swap(at, found);
-    }
-    outputs.truncate(wanted.len());
-    Ok(outputs)
+    let known: HashSet<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
+    let unknown = tensors.iter().find(|tensor| !known.contains(tensor.name()));
+    Err(Error::invalid(match (unknown, twice) {
+        (Some(tensor), _) => format!("{role} {:?} is not in the signature", tensor.name()),
+        (None, Some([tensor, _])) => format!("{role} {:?} is given twice", tensor.name()),
+        (None, None) => format!("the {role}s are not those of the signature"),
+    }))
+}
+
+fn find<'a>(named: &[&'a Tensor], name: &str) -> Option<&'a Tensor> {
+    let at = named.binary_search_by_key(&name, |tensor| tensor.name()).ok()?;
+    named.get(at).copied()
 }
 
 /// The moment after which nobody waits for the answer any more.
@@ -199,6 +237,6 @@ mod tests {
     fn a_wrong_answer_is_the_plugins_fault() {
         check_outputs(&["x"], &[], Err("output \"y\" is missing"));
         check_outputs(&["x", "z"], &[], Err("output \"z\" is not in the signature"));
-        check_outputs(&["x", "x"], &[], Err("output \"x\" came twice"));
+        check_outputs(&["x", "x"], &[], Err("output \"x\" is given twice"));
     }
 }

@@ -4,6 +4,8 @@
 
 pub mod tensor;
 
+pub mod name;
+
 pub mod model;
 
 pub mod artifact;
@@ -12,11 +14,17 @@ pub mod infer;
 
 pub mod batch;
 
+pub mod compare;
+
+pub mod histogram;
+
 pub mod graph;
 
 pub mod version;
 
 pub mod deployment;
+
+pub mod budget;
 
 pub mod routing;
 

@@ -1,19 +1,18 @@
 //! Names and numbers of models, and what a version takes and gives.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use crate::error::Error;
-use crate::tensor::TensorSpec;
+use crate::name;
+use crate::tensor::{Column, ColumnKind, MAX_RANK, TensorSpec, check_name};
 
 #[cfg(test)]
 mod tests;
 
-/// Words that follow a model's name in a URL, so no name may be one of them.
-const RESERVED: [&str; 9] =
+/// Words that follow a model's name in a URL of the Open Inference Protocol, so no name may be one of them.
+const WORDS_AFTER_A_MODEL: [&str; 9] =
     ["versions", "infer", "ready", "config", "stats", "generate", "generate_stream", "trace", "labels"];
-
-/// Longest prefix or name, in bytes.
-const MAX_SEGMENT: usize = 64;
 
 /// `prefix/name`, e.g. `marketing/churn`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,15 +22,14 @@ pub struct ModelName {
 }
 
 impl ModelName {
-    /// Reads `prefix/name`. Each part: 1 to 64 of ASCII letters, digits, `.`, `_` and `-`, starting with a letter or
-    /// digit; no word that follows a name in a URL (`versions`, `infer`, …), nothing that reads as a version (`v6`).
+    /// Reads `prefix/name`. Each part is a [`name`](crate::name), no word that follows one in a URL (`versions`, `infer`, …), and nothing
+    /// that reads as a version (`v6`).
     pub fn parse(text: &str) -> Result<Self, Error> {
         let (prefix, name) = text
             .split_once('/')
             .ok_or_else(|| Error::invalid(format!("model {text:?} is not of the form prefix/name")))?;
-        for segment in [prefix, name] {
-            check_segment(segment)
-                .map_err(|why| Error::invalid(format!("model {text:?}: {segment:?} {why}")))?;
+        for (part, segment) in [("prefix", prefix), ("name", name)] {
+            name::check_in_path(&format!("a model's {part}"), segment, &WORDS_AFTER_A_MODEL)?;
         }
         Ok(Self { text: text.to_owned(), slash: prefix.len() })
     }
@@ -72,20 +70,6 @@ impl fmt::Display for ModelName {
     }
 }
 
-fn check_segment(segment: &str) -> Result<(), &'static str> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if segment.is_empty() || segment.len() > MAX_SEGMENT {
-        return Err("must have 1 to 64 characters");
-    }
-    if !segment.bytes().all(allowed) || !segment.starts_with(|first: char| first.is_ascii_alphanumeric()) {
-        return Err("may hold letters, digits, '.', '_' and '-', and starts with a letter or digit");
-    }
-    if RESERVED.contains(&segment) || ModelVersion::parse(segment).is_ok() {
-        return Err("is reserved, because it may follow a model's name in a URL");
-    }
-    Ok(())
-}
-
 /// A version's number: from 1, per model, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelVersion(u32);
@@ -124,6 +108,18 @@ impl fmt::Display for ModelVersion {
     }
 }
 
+/// Most inputs of a signature, and most outputs.
+pub const MAX_TENSORS: usize = 1024;
+
+/// Most columns of a table.
+pub const MAX_COLUMNS: usize = 16_384;
+
+/// Most bytes of a signature: its texts, and [`ITEM_BYTES`] for each text and each dimension.
+const MAX_SIGNATURE_BYTES: usize = 1 << 20;
+
+/// What a text or a dimension counts besides its own bytes.
+const ITEM_BYTES: usize = 16;
+
 /// What a version takes and gives.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Signature {
@@ -134,20 +130,34 @@ pub struct Signature {
 }
 
 impl Signature {
-    /// Whether it can be served. Errors: no input or output, or a name given twice (tensor or column).
+    /// Whether it can be served. What a plugin says of itself passes here before anything else reads it.
+    /// Errors: invalid argument, on no input or output, a name given twice (tensor or column), a name that cannot be one, or more of
+    /// anything than the bounds allow.
     pub fn check(&self) -> Result<(), Error> {
+        let mut bytes = 0;
         for (role, specs) in [("input", &self.inputs), ("output", &self.outputs)] {
             if specs.is_empty() {
                 return Err(Error::invalid(format!("the signature has no {role}")));
             }
-            for (at, spec) in specs.iter().enumerate() {
-                if specs.iter().take(at).any(|earlier| earlier.name == spec.name) {
+            if specs.len() > MAX_TENSORS {
+                let count = specs.len();
+                let text = format!("the signature has {count} {role}s, more than {MAX_TENSORS}");
+                return Err(Error::invalid(text));
+            }
+            let mut names = HashSet::new();
+            for spec in specs {
+                check_name(&spec.name)
+                    .map_err(|error| Error::invalid(format!("{role}: {}", error.message)))?;
+                if !names.insert(&spec.name) {
+                    let name = &spec.name;
+                    return Err(Error::invalid(format!("{role} {name:?} stands twice in the signature")));
+                }
+                bytes += check_spec(role, spec)?;
+                if bytes > MAX_SIGNATURE_BYTES {
                     return Err(Error::invalid(format!(
-                        "{role} {:?} stands twice in the signature",
-                        spec.name
+                        "the signature has more than {MAX_SIGNATURE_BYTES} bytes of names, categories and descriptions"
                     )));
                 }
-                check_columns(role, spec)?;
             }
         }
         Ok(())
@@ -162,19 +172,45 @@ impl Signature {
     }
 }
 
-fn check_columns(role: &str, spec: &TensorSpec) -> Result<(), Error> {
-    if spec.columns.is_empty() {
-        return Ok(());
+/// Tells its bytes.
+fn check_spec(role: &str, spec: &TensorSpec) -> Result<usize, Error> {
+    let (name, rank) = (&spec.name, spec.shape.len());
+    let refusal = |why: String| Err(Error::invalid(format!("{role} {name:?}: {why}")));
+    if rank > MAX_RANK {
+        return refusal(format!("its shape has {rank} dimensions, more than {MAX_RANK}"));
     }
-    let (name, count) = (&spec.name, spec.columns.len());
+    let mut bytes = name.len() + (rank + 1) * ITEM_BYTES;
+    let count = spec.columns.len();
+    if count == 0 {
+        return Ok(bytes);
+    }
+    if count > MAX_COLUMNS {
+        return refusal(format!("it has {count} columns, more than {MAX_COLUMNS}"));
+    }
     if !matches!(spec.shape.as_slice(), [_, Some(width)] if *width == count as u64) {
-        let shape = crate::tensor::DisplayShape(&spec.shape);
-        return Err(Error::invalid(format!("{role} {name:?}: {count} columns do not fit shape {shape}")));
+        return refusal(format!(
+            "{count} columns do not fit shape {}",
+            crate::tensor::DisplayShape(&spec.shape)
+        ));
     }
-    let mut names: Vec<_> = spec.columns.iter().map(|column| &column.name).collect();
-    names.sort_unstable();
-    match names.windows(2).find(|pair| pair.first() == pair.last()) {
-        Some(pair) => Err(Error::invalid(format!("{role} {name:?}: column {:?} stands twice", pair.first()))),
-        None => Ok(()),
+    let mut names = HashSet::new();
+    for column in spec.columns.iter() {
+        if let Err(error) = check_name(&column.name) {
+            return refusal(format!("column: {}", error.message));
+        }
+        if !names.insert(&column.name) {
+            return refusal(format!("column {:?} stands twice", column.name));
+        }
+        bytes += column_bytes(column);
     }
+    Ok(bytes)
+}
+
+fn column_bytes(column: &Column) -> usize {
+    let categories: &[String] = match &column.kind {
+        ColumnKind::Numeric => &[],
+        ColumnKind::Categorical(values) => values,
+    };
+    let texts = [&column.name].into_iter().chain(&column.description).chain(&column.unit).chain(categories);
+    texts.map(|text| text.len() + ITEM_BYTES).sum()
 }

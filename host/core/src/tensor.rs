@@ -10,6 +10,15 @@ use crate::error::Error;
 #[cfg(test)]
 mod tests;
 
+/// Most dimensions of a tensor: numpy's own bound.
+pub const MAX_RANK: usize = 32;
+
+/// Longest name of a tensor or a column, in bytes.
+pub const MAX_NAME: usize = 1024;
+
+/// Most rows, at any depth, of a tensor without elements: whoever writes it as lists writes this many empty ones.
+const MAX_EMPTY_ROWS: u64 = 1 << 16;
+
 /// An Open Inference Protocol V2 datatype, or Triton's BF16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names are the protocol's")]
@@ -211,12 +220,11 @@ pub struct Tensor {
 
 impl Tensor {
     /// Checks that `data` holds exactly the elements that `shape` announces.
-    /// Errors: invalid argument naming the tensor, on a shape whose product overflows, a byte count that
+    /// Errors: invalid argument naming the tensor, on a shape that no tensor may have ([`check_shape`]), a byte count that
     /// differs, a BOOL element other than 0 and 1, or BYTES lengths that do not add up.
     pub fn new(name: String, dtype: DType, shape: Vec<u64>, data: Bytes) -> Result<Self, Error> {
-        let count = element_count(&shape).ok_or_else(|| {
-            Error::invalid(format!("tensor {name:?}: shape {shape:?} has too many elements"))
-        })?;
+        let count = check_shape(&shape)
+            .map_err(|error| Error::invalid(format!("tensor {name:?}: {}", error.message)))?;
         match dtype.size() {
             Some(size) => {
                 let expected = count.checked_mul(size as u64);
@@ -299,7 +307,51 @@ impl fmt::Debug for Tensor {
 
 /// The product of the dimensions (1 for a scalar); `None` when it does not fit in u64.
 pub fn element_count(shape: &[u64]) -> Option<u64> {
-    shape.iter().try_fold(1_u64, |product, dim| product.checked_mul(*dim))
+    product(shape.iter())
+}
+
+fn product<'a>(mut dims: impl Iterator<Item = &'a u64>) -> Option<u64> {
+    dims.try_fold(1_u64, |product, dim| product.checked_mul(*dim))
+}
+
+/// Whether a tensor may have this shape; tells how many elements it has. A shape without elements announces few rows too, because
+/// code that walks the rows has no data to bound it. Errors: invalid argument, naming the shape.
+pub fn check_shape(shape: &[u64]) -> Result<u64, Error> {
+    if shape.len() > MAX_RANK {
+        let rank = shape.len();
+        return Err(Error::invalid(format!("its shape has {rank} dimensions, more than {MAX_RANK}")));
+    }
+    if product(shape.iter().filter(|dim| **dim > 0)).is_none() {
+        return Err(Error::invalid(format!("shape {shape:?} has too many elements")));
+    }
+    let rows = product(shape.iter().take_while(|dim| **dim > 0)).unwrap_or(u64::MAX);
+    if !shape.contains(&0) {
+        Ok(rows)
+    } else if rows > MAX_EMPTY_ROWS {
+        Err(Error::invalid(format!(
+            "shape {shape:?} announces {rows} empty rows, more than {MAX_EMPTY_ROWS}"
+        )))
+    } else {
+        Ok(0)
+    }
+}
+
+/// Whether a tensor or a column of a signature may have this name. Errors: invalid argument, when it is empty, long, or cannot be printed
+/// on one line.
+pub fn check_name(name: &str) -> Result<(), Error> {
+    if name.is_empty() || name.len() > MAX_NAME {
+        let length = name.len();
+        return Err(Error::invalid(format!("a name of {length} bytes is not between 1 and {MAX_NAME}")));
+    }
+    match name.chars().find(|char| !is_printable(*char)) {
+        Some(char) => Err(Error::invalid(format!("name {name:?} holds {char:?}, which cannot be printed"))),
+        None => Ok(()),
+    }
+}
+
+/// Whether it stays on its line and in its place: no control, no separator of lines, nothing that turns the direction of writing.
+pub fn is_printable(char: char) -> bool {
+    !char.is_control() && !matches!(char, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn check_bytes_elements(name: &str, count: u64, data: &[u8]) -> Result<(), Error> {

@@ -197,12 +197,8 @@ async fn load(
             return Err(Error::new(ErrorCode::Unsupported, "load: this host has no TPU"));
         }
     };
-    let loading = tokio::task::spawn_blocking(move || graphs.load(&file, target));
-    let late =
-        |_| Error::new(ErrorCode::DeadlineExceeded, "load: the graph was not read before the deadline");
-    let loaded = tokio::time::timeout_at(until.into(), loading).await.map_err(late)?;
-    let graph = loaded.map_err(|error| Error::internal(format!("load: {error}")))??;
-    Ok(Graph(Arc::new(graph)))
+    let loaded = graphs.load(file, target, until).await.map_err(|error| error.within("load"))?;
+    Ok(Graph(Arc::new(loaded)))
 }
 
 impl nn::graph::HostGraph for State {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
+use std::time::Instant;
 
 use bytes::Bytes;
 use modelhost_core::deployment::MemoryBudget;
@@ -221,15 +222,12 @@ impl Runtime {
         }
         let (runtime, files) = (Arc::clone(&self.graphs), files.clone());
         let (options, batching, bytes) = (package.graphs, package.batching, package.limits.graph_bytes);
-        let open = tokio::task::spawn_blocking(move || runtime.open(&options, batching, bytes, &files));
-        // Nothing can stop a backend that reads a file; its thread ends when it does.
-        match tokio::time::timeout(self.config.load_deadline, open).await {
-            Ok(Ok(opened)) => Ok(Some(Arc::new(opened?))),
-            Ok(Err(error)) => Err(Error::internal(format!("graphs: {error}"))),
-            Err(_) => Err(Error::new(
-                ErrorCode::PluginFault,
-                format!("graphs: not opened within {} ms", self.config.load_deadline.as_millis()),
-            )),
+        let limit = self.config.load_deadline;
+        match runtime.open(&options, batching, bytes, files, Instant::now() + limit).await {
+            Err(error) if error.code == ErrorCode::DeadlineExceeded => {
+                Err(Error::fault(format!("graphs: not opened within {} ms", limit.as_millis())))
+            }
+            opened => opened.map(|graphs| Some(Arc::new(graphs))),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::error::Error;
 use modelhost_core::model::Signature;
 use modelhost_core::tensor::Tensor;
 use modelhost_onnx::external_tensors;
@@ -23,13 +23,14 @@ pub(crate) struct GraphFile {
 impl GraphFile {
     /// `files`: those that may lie beside it. Errors: plugin fault, when it is no ONNX file, or names one that is not among them.
     pub(crate) fn new(content: &Bytes, files: &[(String, Bytes)]) -> Result<Self, Error> {
-        let fault = |why| Error::new(ErrorCode::PluginFault, why);
         let (mut beside, mut bytes) = (Vec::<(String, Bytes)>::new(), content.len() as u64);
-        for (name, length) in external_tensors(content).map_err(fault)? {
+        for (name, length) in external_tensors(content).map_err(Error::fault)? {
             let artifact = name.strip_prefix("./").unwrap_or(&name);
             let (_, file) = files.iter().find(|(known, _)| known == artifact).ok_or_else(|| {
                 let names: Vec<_> = files.iter().map(|(name, _)| name).collect();
-                fault(format!("some of its weights are in the file {name:?}, which is not among {names:?}"))
+                Error::fault(format!(
+                    "some of its weights are in the file {name:?}, which is not among {names:?}"
+                ))
             })?;
             bytes = bytes.saturating_add(length.unwrap_or(file.len()) as u64);
             if beside.iter().all(|(known, _)| *known != name) {
@@ -47,7 +48,10 @@ pub(crate) trait Backend: Send + Sync {
 
     /// Evaluates it; blocks. `stop`: who may want to stop it. The inputs agree with the signature and come in its order; so do the outputs.
     /// Errors: invalid argument (what only the caller's values can cause), plugin fault (the graph's), internal.
-    fn run(&self, inputs: &[Tensor], stop: Option<&Stop>) -> Result<Vec<Tensor>, Error>;
+    fn run(&self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Error>;
+
+    /// The same, on a thread that must not wait. `None`: something would have to be made or waited for first. Errors: as [`Backend::run`].
+    fn run_now(&self, inputs: &[Tensor]) -> Result<Option<Vec<Tensor>>, Error>;
 
     /// Evaluations at once, at most.
     fn width(&self) -> usize;

@@ -12,11 +12,14 @@ use modelhost_core::model::Signature;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::GRAPH_SUFFIX;
 use modelhost_onnx::is_bounded;
+use tokio::sync::Semaphore;
+use tokio::time::timeout_at;
 
 use crate::backend::{Backend, GraphFile};
 use crate::library::{Library, has_cuda};
 use crate::memory::{Held, Memory};
 use crate::onnxruntime::{Device, OnnxRuntime, Settings};
+use crate::reading::Readers;
 use crate::schedule::{Lane, Scheduler};
 use crate::tract::Tract;
 
@@ -34,6 +37,7 @@ pub struct Config {
 pub struct Runtime {
     config: Config,
     scheduler: Arc<Scheduler>,
+    readers: Readers,
     threads: usize,
 }
 
@@ -42,18 +46,19 @@ impl Runtime {
     pub fn new(config: Config) -> Arc<Self> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = config.threads.unwrap_or_else(cores);
-        Arc::new(Self { scheduler: Scheduler::new(threads), threads, config })
+        Arc::new(Self { scheduler: Scheduler::new(threads), readers: Readers::new(), threads, config })
     }
 
-    /// Opens the graphs among a version's files: those whose name ends in `.onnx`. Blocks while it reads them. `limit`: bytes
-    /// of weights and tensors together. Errors: invalid argument (a backend or device that this host has not), plugin fault (a
-    /// file), too large; each names the file.
-    pub fn open(
+    /// Opens the graphs among a version's files: those whose name ends in `.onnx`. A few versions' are read at once, on threads of their
+    /// own; waits for them `until` then. `limit`: bytes of weights and tensors together. Errors: unsupported (a backend or device that
+    /// this host has not), plugin fault (a file), too large, each naming the file; deadline exceeded; resource exhausted (too many others).
+    pub async fn open(
         self: &Arc<Self>,
         options: &GraphOptions,
         batching: Batching,
         limit: u64,
-        files: &[(String, Bytes)],
+        files: Vec<(String, Bytes)>,
+        until: Instant,
     ) -> Result<Graphs, Error> {
         let mut graphs = Graphs {
             runtime: Arc::clone(self),
@@ -61,19 +66,25 @@ impl Runtime {
             batching,
             memory: Memory::new(limit),
             named: Vec::new(),
+            turn: Arc::new(Semaphore::new(1)),
         };
-        for (name, file) in files.iter().filter(|(name, _)| name.ends_with(GRAPH_SUFFIX)) {
-            let graph = graphs.open(name, file, files)?;
-            tracing::info!(graph = name, backend = graph.backend, device = graph.device, "opened a graph");
-            graphs.named.push(Arc::new(graph));
-        }
-        Ok(graphs)
-    }
-}
-
-impl Drop for Runtime {
-    fn drop(&mut self) {
-        self.scheduler.close();
+        let read = move || {
+            for (name, file) in files.iter().filter(|(name, _)| name.ends_with(GRAPH_SUFFIX)) {
+                let graph = graphs.open(name, file, &files)?;
+                tracing::info!(
+                    graph = name,
+                    backend = graph.backend,
+                    device = graph.device,
+                    "opened a graph"
+                );
+                graphs.named.push(Arc::new(graph));
+            }
+            Ok(graphs)
+        };
+        self.readers.read(until, read).await.map_err(|error| match error.code {
+            ErrorCode::DeadlineExceeded | ErrorCode::ResourceExhausted => error.within("graphs"),
+            _ => error,
+        })
     }
 }
 
@@ -84,6 +95,8 @@ pub struct Graphs {
     batching: Batching,
     memory: Arc<Memory>,
     named: Vec<Arc<Graph>>,
+    /// To read a graph that a component brings: one at a time, those included that nobody waits for any more.
+    turn: Arc<Semaphore>,
 }
 
 impl Graphs {
@@ -97,20 +110,25 @@ impl Graphs {
         })
     }
 
-    /// A graph from bytes that a component brings. Blocks. Errors: as [`Runtime::open`]; invalid argument also when it asks for another
-    /// target than the manifest's.
-    pub fn load(&self, file: &Bytes, target: Target) -> Result<Graph, Error> {
-        let allowed = self.options.target == Target::Auto || self.options.target == target;
-        if !allowed {
-            return Err(Error::new(
-                ErrorCode::Unsupported,
-                format!(
-                    "a graph for {target:?}: the manifest's [graphs] target is {:?}",
-                    self.options.target
-                ),
-            ));
+    /// A graph from bytes that a component brings; waits for it `until` then. The bytes are counted while they are read, beside what the
+    /// graph holds. Errors: as [`Runtime::open`]; unsupported also when it asks for another target than the manifest's.
+    pub async fn load(self: &Arc<Self>, file: Bytes, target: Target, until: Instant) -> Result<Graph, Error> {
+        let allowed = self.options.target;
+        if allowed != Target::Auto && allowed != target {
+            let why = format!("a graph for {target:?}: the manifest's [graphs] target is {allowed:?}");
+            return Err(Error::new(ErrorCode::Unsupported, why));
         }
-        self.open("loaded by the component", file, &[])
+        let held = self.memory.weights(file.len() as u64)?;
+        let late =
+            || Error::new(ErrorCode::DeadlineExceeded, "another graph of this version was not read in time");
+        let turn = timeout_at(until.into(), Arc::clone(&self.turn).acquire_owned()).await;
+        let turn = turn.map_err(|_| late())?.map_err(|_| late())?;
+        let graphs = Arc::clone(self);
+        let read = move || {
+            let _until_it_is_read = (held, turn);
+            graphs.open("loaded by the component", &file, &[])
+        };
+        self.runtime.readers.read(until, read).await
     }
 
     /// Counts a tensor that a component keeps here. Errors: resource exhausted; plugin fault, when it would not fit alone either.
@@ -140,10 +158,10 @@ impl Graphs {
     }
 
     fn open(&self, name: &str, content: &Bytes, files: &[(String, Bytes)]) -> Result<Graph, Error> {
-        let named = |error: Error| Error::new(error.code, format!("graph {name}: {}", error.message));
         let opened = GraphFile::new(content, files).and_then(|file| self.choose(&file));
-        let Opened { backend, label, device } = opened.map_err(named)?;
-        let lane = Arc::new(Lane::new(backend, self.batching, is_bounded(content)));
+        let Opened { backend, label, device } =
+            opened.map_err(|error| error.within(format_args!("graph {name}")))?;
+        let lane = Arc::new(Lane::new(backend, self.batching, is_bounded(content), &self.memory));
         Ok(Graph {
             name: name.to_owned(),
             backend: label,
@@ -163,17 +181,18 @@ impl Graphs {
         let library = match Library::get(self.runtime.config.onnxruntime.as_deref()) {
             Ok(library) => library,
             Err(_) if backend == Choice::Auto && target != Target::Gpu => return self.tract(file),
-            Err(why) => return Err(Error::invalid(format!("graphs: {why}"))),
+            Err(why) => return Err(Error::new(ErrorCode::Unsupported, format!("graphs: {why}"))),
         };
         let gpu = if target == Target::Cpu { None } else { gpu(&library, device) };
         match (gpu, target) {
             (Some(gpu), Target::Gpu) => self.onnxruntime(library, gpu, file),
-            (None, Target::Gpu) => Err(Error::invalid(format!(
-                "graphs: target = \"gpu\" asks for GPU {device}; this host has {}",
-                library.devices()
-            ))),
+            (None, Target::Gpu) => {
+                let there = library.devices();
+                let why = format!("graphs: target = \"gpu\" asks for GPU {device}; this host has {there}");
+                Err(Error::new(ErrorCode::Unsupported, why))
+            }
             (Some(gpu), _) => self.onnxruntime(library.clone(), gpu, file).or_else(|error| {
-                tracing::warn!(%error, "the GPU cannot be used; the graph is evaluated on the processor");
+                tracing::warn!(error = %error.chain(), "the GPU cannot be used; the graph is evaluated on the processor");
                 self.onnxruntime(library, Device::Cpu, file)
             }),
             (None, _) => self.onnxruntime(library, Device::Cpu, file),
@@ -234,8 +253,8 @@ impl Graph {
     /// plugin fault (the graph's).
     pub async fn compute(&self, mut inputs: Vec<Tensor>, until: Instant) -> Result<Vec<Tensor>, Error> {
         conform_inputs(self.signature(), &mut inputs)?;
-        let _inputs_held = self.memory.tensors(&inputs, ErrorCode::InvalidArgument)?;
-        let outputs = self.scheduler.run(&self.lane, inputs, until).await?;
+        let held = self.memory.tensors(&inputs, ErrorCode::InvalidArgument)?;
+        let outputs = self.scheduler.run(&self.lane, inputs, held, until).await?;
         let _outputs_held = self.memory.tensors(&outputs, ErrorCode::PluginFault)?;
         Ok(outputs)
     }

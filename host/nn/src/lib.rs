@@ -1,8 +1,8 @@
 //! Graphs that the host evaluates for its versions' components: outside the sandbox, natively, on the processor or a GPU.
 //!
 //! A graph belongs to a version's artifacts; it is opened once, when the version is loaded, and shared by all its instances. What evaluates
-//! it is a `backend`; who is evaluated next, and together with whom, decides `schedule`; what it may hold of memory is
-//! counted by `memory`. No WebAssembly here: the engine translates `wasi:nn` to this.
+//! it is a `backend`; who is evaluated next, and together with whom, decides `schedule`; how many are read at once, `reading`; what it may
+//! hold of memory is counted by `memory`. No WebAssembly here: the engine translates `wasi:nn` to this.
 
 mod backend;
 mod cuda;
@@ -11,6 +11,7 @@ mod graphs;
 mod library;
 mod memory;
 mod onnxruntime;
+mod reading;
 mod schedule;
 mod tract;
 mod webgpu;

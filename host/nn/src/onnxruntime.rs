@@ -1,6 +1,8 @@
 //! ONNX Runtime. A session evaluates one request at a time (ort's documentation says why), so a graph has several: more are made
 //! when all are busy, up to a bound and within the version's memory.
 
+mod said;
+
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -24,6 +26,8 @@ use crate::cuda;
 use crate::library::Library;
 use crate::memory::{Held, Memory};
 use crate::webgpu;
+
+use said::Said;
 
 /// Where ONNX Runtime looks for files beside a graph's own. Source: onnxruntime_session_options_config_keys.h.
 const BESIDE: &str = "session.model_external_initializers_file_folder_path";
@@ -85,8 +89,8 @@ struct Sessions {
 }
 
 impl OnnxRuntime {
-    /// Makes the first session. Errors: plugin fault, naming what is wrong with the file; too large; invalid argument, when the device
-    /// cannot be used.
+    /// Makes the first session. Errors: plugin fault, naming what is wrong with the file; too large; unsupported, when the device
+    /// cannot be used; resource exhausted, when it has no memory left.
     pub(crate) fn open(
         library: Library,
         settings: Settings,
@@ -129,14 +133,22 @@ impl OnnxRuntime {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Errors: the caller's, where dimensions of one name differ.
+    fn check(&self, inputs: &[Tensor]) -> Result<(), Error> {
+        check_names(inputs, |at| {
+            let names = self.names.get(at).into_iter().flatten();
+            names.map(|name| Some(name.as_str()).filter(|name| !name.is_empty()))
+        })
+    }
+
     /// A free session, or one more, or the next that gets free. `None`: nobody waits for it any more.
-    fn take(&self, stop: Option<&Stop>) -> Option<Session> {
+    fn take(&self, stop: &Stop) -> Option<Session> {
         let mut sessions = self.sessions();
         loop {
             if let Some(session) = sessions.idle.pop() {
                 return Some(session);
             }
-            if stop.is_some_and(Stop::is_asked) {
+            if stop.is_asked() {
                 return None;
             }
             if let Some((file, weights)) = sessions.file.take() {
@@ -150,7 +162,9 @@ impl OnnxRuntime {
                     let _turn = self.settings.device.turn(None);
                     match session(&self.library, &self.settings, &self.memory, &file) {
                         Ok(session) => return Some(session),
-                        Err(error) => tracing::warn!(%error, "one session more could not be made"),
+                        Err(error) => {
+                            tracing::warn!(error = %error.chain(), "one session more could not be made")
+                        }
                     }
                     sessions = self.sessions();
                     sessions.held.pop();
@@ -158,24 +172,41 @@ impl OnnxRuntime {
                 }
                 continue;
             }
-            // Only where memory allows fewer sessions than were asked for does anybody wait here.
+            // Only where memory allows fewer sessions than were asked for, or a short evaluation has one, does anybody wait here.
             let wait = self.freed.wait_timeout(sessions, STOP_EVERY);
             sessions = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
+}
 
-    fn evaluate(
-        &self,
-        session: &mut Session,
-        inputs: &[Tensor],
-        stop: Option<&Stop>,
-    ) -> Result<Vec<Tensor>, Error> {
+/// A session in use; free again when it is dropped.
+struct Taken<'a> {
+    of: &'a OnnxRuntime,
+    session: Option<Session>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.of.sessions().idle.extend(self.session.take());
+        self.of.freed.notify_one();
+    }
+}
+
+impl Taken<'_> {
+    fn evaluate(&mut self, inputs: &[Tensor], stop: Option<&Stop>) -> Result<Vec<Tensor>, Error> {
+        let Some(session) = &mut self.session else {
+            return Err(Error::internal("a session was given back"));
+        };
         let values: Vec<SessionInputValue<'_>> = inputs.iter().map(input).collect::<Result<_, _>>()?;
+        let OnnxRuntime { signature, memory, .. } = self.of;
         let read = |outputs: SessionOutputs<'_>| {
-            let specs = self.signature.outputs.iter();
+            let specs = signature.outputs.iter();
             specs.zip(outputs.values()).map(|(spec, value)| output(spec, &value)).collect()
         };
-        let failed = |error| out_of_memory(&error, &self.memory).unwrap_or_else(|| of_run(error));
+        let failed = |error: ort::Error| match said::of(error.message()) {
+            Said::NoMemory => no_memory(&error, memory),
+            Said::NoDevice | Said::Other => of_run(error),
+        };
         let Some(stop) = stop else { return read(session.run(values.as_slice()).map_err(failed)?) };
         let options = Arc::new(RunOptions::new().map_err(of_run)?);
         let end = Arc::clone(&options);
@@ -189,17 +220,18 @@ impl Backend for OnnxRuntime {
         &self.signature
     }
 
-    fn run(&self, inputs: &[Tensor], stop: Option<&Stop>) -> Result<Vec<Tensor>, Error> {
-        check_names(inputs, |at| {
-            let names = self.names.get(at).into_iter().flatten();
-            names.map(|name| Some(name.as_str()).filter(|name| !name.is_empty()))
-        })?;
-        let mut session = self.take(stop).ok_or_else(left)?;
-        let turn = self.settings.device.turn(stop);
-        let result = turn.and_then(|_turn| self.evaluate(&mut session, inputs, stop));
-        self.sessions().idle.push(session);
-        self.freed.notify_one();
-        result
+    fn run(&self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Error> {
+        self.check(inputs)?;
+        let mut taken = Taken { of: self, session: Some(self.take(stop).ok_or_else(left)?) };
+        let _turn = self.settings.device.turn(Some(stop))?;
+        taken.evaluate(inputs, Some(stop))
+    }
+
+    fn run_now(&self, inputs: &[Tensor]) -> Result<Option<Vec<Tensor>>, Error> {
+        self.check(inputs)?;
+        let idle = self.sessions().idle.pop();
+        let Some(session) = idle else { return Ok(None) };
+        Taken { of: self, session: Some(session) }.evaluate(inputs, None).map(Some)
     }
 
     fn width(&self) -> usize {
@@ -241,17 +273,17 @@ fn session(
                 Ok(builder.with_external_initializer_file_in_memory(name, content.as_ref().into())?)
             })
         })
-        .map_err(|error| Error::internal(format!("ONNX Runtime: {error}")))?;
+        .map_err(|error| Error::internal("ONNX Runtime takes no settings for a session").because(error))?;
     let unusable = |why: &str| {
         let (device, there) = (settings.device, library.devices());
-        Error::invalid(format!("graphs: {device} cannot be used: {why}; this host has {there}"))
+        let why = format!("graphs: {device} cannot be used: {why}; this host has {there}");
+        Error::new(ErrorCode::Unsupported, why)
     };
     let mut builder = on_device(builder, library, settings.device, memory).map_err(|why| unusable(&why))?;
-    builder.commit_from_memory(&file.content).map_err(|error| match out_of_memory(&error, memory) {
-        Some(refusal) => refusal,
-        // A plugin looks at its device only now.
-        None if error.message().contains("Error creating execution provider") => unusable(error.message()),
-        None => Error::new(ErrorCode::PluginFault, error.message().to_owned()),
+    builder.commit_from_memory(&file.content).map_err(|error| match said::of(error.message()) {
+        Said::NoMemory => no_memory(&error, memory),
+        Said::NoDevice if settings.device != Device::Cpu => unusable(error.message()),
+        Said::NoDevice | Said::Other => Error::fault(error.message()),
     })
 }
 
@@ -281,26 +313,12 @@ fn on_device(
     }
 }
 
-/// A device that has no memory left, or an allocation that no machine could serve.
-fn out_of_memory(error: &ort::Error, memory: &Memory) -> Option<Error> {
-    let said = error.message();
-    let signs = [
-        "out of memory",
-        "Available memory of",
-        "Failed to allocate memory",
-        "bad allocation",
-        "bad_alloc",
-        "[Invalid Buffer", // WebGPU's: it says why only in the log
-    ];
-    signs.iter().any(|sign| said.contains(sign)).then(|| {
-        Error::new(
-            ErrorCode::ResourceExhausted,
-            format!(
-                "the graph needs more memory than there is, or than its limit of {} MiB: {said}",
-                memory.limit >> 20
-            ),
-        )
-    })
+fn no_memory(error: &ort::Error, memory: &Memory) -> Error {
+    let (limit, said) = (memory.limit >> 20, error.message());
+    Error::new(
+        ErrorCode::ResourceExhausted,
+        format!("the graph needs more memory than there is, or than its limit of {limit} MiB: {said}"),
+    )
 }
 
 #[derive(Clone, Copy)]
@@ -332,10 +350,7 @@ fn kind(value: &ValueType) -> Option<(Kind, Vec<Option<u64>>)> {
 
 fn spec(role: &str, outlet: &Outlet) -> Result<TensorSpec, Error> {
     let (kind, shape) = kind(outlet.dtype()).ok_or_else(|| {
-        Error::new(
-            ErrorCode::PluginFault,
-            format!("{role} {:?}: its type {} is not served", outlet.name(), outlet.dtype()),
-        )
+        Error::fault(format!("{role} {:?}: its type {} is not served", outlet.name(), outlet.dtype()))
     })?;
     let dtype = match kind {
         Kind::Plain(dtype) => dtype,
@@ -369,7 +384,9 @@ fn input(tensor: &Tensor) -> Result<SessionInputValue<'_>, Error> {
     match tensor.dtype() {
         DType::Bool => {
             let data = bytemuck::checked::try_cast_slice::<u8, bool>(tensor.data());
-            let data = data.map_err(|error| Error::internal(format!("BOOL: {error}")))?;
+            let data = data.map_err(|error| {
+                Error::internal("a BOOL tensor holds other bytes than 0 and 1").because(error.to_string())
+            })?;
             view(tensor, data)
         }
         DType::Uint8 => numbers::<u8>(tensor),
@@ -426,8 +443,9 @@ fn shape(tensor: &Tensor) -> Result<Vec<i64>, Error> {
 }
 
 fn output(spec: &TensorSpec, value: &DynValue) -> Result<Tensor, Error> {
-    let (kind, _) = kind(value.dtype())
-        .ok_or_else(|| fault(format!("output {:?}: type {} is not served", spec.name, value.dtype())))?;
+    let (kind, _) = kind(value.dtype()).ok_or_else(|| {
+        Error::fault(format!("output {:?}: type {} is not served", spec.name, value.dtype()))
+    })?;
     let (shape, data) = match kind {
         Kind::Plain(DType::Bytes) => {
             let (shape, texts) = value.try_extract_strings().map_err(of_run)?;
@@ -439,7 +457,7 @@ fn output(spec: &TensorSpec, value: &DynValue) -> Result<Tensor, Error> {
         Kind::ProbabilitiesByName => by_class::<String>(value)?,
     };
     Tensor::new(spec.name.clone(), spec.dtype, shape, data.into())
-        .map_err(|error| fault(format!("output {}", error.message)))
+        .map_err(|error| Error::fault(format!("output {error}")))
 }
 
 fn elements(value: &DynValue, dtype: DType) -> Result<(Vec<u64>, Vec<u8>), Error> {
@@ -493,12 +511,8 @@ fn sizes(shape: &Shape) -> Vec<u64> {
     shape.iter().map(|size| u64::try_from(*size).unwrap_or(0)).collect()
 }
 
-fn fault(why: String) -> Error {
-    Error::new(ErrorCode::PluginFault, why)
-}
-
 fn left() -> Error {
-    fault("nobody waits for it any more".to_owned())
+    Error::new(ErrorCode::DeadlineExceeded, "nobody waits for the evaluation any more")
 }
 
 /// What an evaluation's failure is: ONNX Runtime says invalid argument of values that the graph cannot take.

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::error::Error;
 use modelhost_core::model::Signature;
 use modelhost_core::tensor::Tensor;
 use modelhost_onnx::Graph;
@@ -28,7 +28,7 @@ impl Tract {
         };
         let parsed = catch_unwind(AssertUnwindSafe(|| Graph::parse(&file.content, &beside)))
             .unwrap_or_else(|_| Err("tract panicked over it".to_owned()));
-        let graph = parsed.map_err(|why| Error::new(ErrorCode::PluginFault, why))?;
+        let graph = parsed.map_err(Error::fault)?;
         let signature = graph.signature();
         Ok(Self { graph, signature, _weights: weights })
     }
@@ -39,8 +39,12 @@ impl Backend for Tract {
         &self.signature
     }
 
-    fn run(&self, inputs: &[Tensor], _stop: Option<&Stop>) -> Result<Vec<Tensor>, Error> {
+    fn run(&self, inputs: &[Tensor], _stop: &Stop) -> Result<Vec<Tensor>, Error> {
         self.graph.run(inputs)
+    }
+
+    fn run_now(&self, inputs: &[Tensor]) -> Result<Option<Vec<Tensor>>, Error> {
+        self.graph.run_planned(inputs)
     }
 
     fn width(&self) -> usize {

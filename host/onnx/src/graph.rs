@@ -1,10 +1,10 @@
 //! An ONNX graph: what it takes and gives, and its evaluation by tract.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::error::Error;
 use modelhost_core::model::Signature;
 use modelhost_core::tensor::{DType, Tensor, TensorSpec};
 use tract_onnx::pb::tensor_proto::DataType;
@@ -96,11 +96,20 @@ impl Graph {
     /// the model's otherwise.
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
         let sizes = self.sizes(inputs)?;
-        let values = inputs.iter().map(|tensor| element::read(tensor).map(IntoTValue::into_tvalue));
-        let values: TVec<TValue> = values.collect::<Result<_, _>>()?;
-        let answers = self.plans.run(&self.inputs, values).map_err(fault)?;
-        let named = self.outputs.iter().zip(&answers);
-        named.map(|(value, answer)| element::write(&value.name, value.dtype, answer, &sizes)).collect()
+        let answers = self.plans.run(&self.inputs, values(inputs)?).map_err(Error::fault)?;
+        self.answer(&answers, &sizes)
+    }
+
+    /// The same, where a plan for these shapes is there already: making one may take long. `None`: it is not. Errors: as [`Graph::run`].
+    pub fn run_planned(&self, inputs: &[Tensor]) -> Result<Option<Vec<Tensor>>, Error> {
+        let sizes = self.sizes(inputs)?;
+        let answers = self.plans.run_kept(values(inputs)?).map_err(Error::fault)?;
+        answers.map(|answers| self.answer(&answers, &sizes)).transpose()
+    }
+
+    fn answer(&self, answers: &[TValue], sizes: &SymbolValues) -> Result<Vec<Tensor>, Error> {
+        let named = self.outputs.iter().zip(answers);
+        named.map(|(value, answer)| element::write(&value.name, value.dtype, answer, sizes)).collect()
     }
 
     /// The size of every named dimension in this request. Errors: the caller's.
@@ -118,12 +127,18 @@ impl Graph {
     }
 }
 
+fn values(inputs: &[Tensor]) -> Result<TVec<TValue>, Error> {
+    inputs.iter().map(|tensor| element::read(tensor).map(IntoTValue::into_tvalue)).collect()
+}
+
+fn shapes(values: &[TValue]) -> Shapes {
+    values.iter().map(|value| value.shape().to_vec()).collect()
+}
+
 impl Plans {
     fn run(&self, inputs: &[Value], values: TVec<TValue>) -> Result<TVec<TValue>, String> {
-        let shapes: Shapes = values.iter().map(|value| value.shape().to_vec()).collect();
-        if let Some(any) = &self.any
-            && !self.any_failed.load(Ordering::Relaxed)
-        {
+        let shapes = shapes(&values);
+        if let Some(any) = self.any() {
             let why = match any.run(values.clone()) {
                 Ok(answers) => return Ok(answers),
                 Err(error) => format!("{error:#}"),
@@ -136,17 +151,37 @@ impl Plans {
         run(&self.for_shapes(inputs, shapes)?, values)
     }
 
+    fn run_kept(&self, values: TVec<TValue>) -> Result<Option<TVec<TValue>>, String> {
+        if let Some(any) = self.any() {
+            // A failure may be the plan's.
+            return Ok(any.run(values).ok());
+        }
+        let plan = self.kept_for(&shapes(&values));
+        plan.map(|plan| run(&plan, values)).transpose()
+    }
+
+    fn any(&self) -> Option<&Arc<TypedRunnableModel>> {
+        self.any.as_ref().filter(|_| !self.any_failed.load(Ordering::Relaxed))
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<(Shapes, Arc<TypedRunnableModel>)>> {
+        self.per_shape.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kept_for(&self, shapes: &Shapes) -> Option<Arc<TypedRunnableModel>> {
+        self.kept().iter().find(|(known, _)| known == shapes).map(|(_, plan)| Arc::clone(plan))
+    }
+
     fn for_shapes(&self, inputs: &[Value], shapes: Shapes) -> Result<Arc<TypedRunnableModel>, String> {
-        let kept = || self.per_shape.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, plan)) = kept().iter().find(|(known, _)| *known == shapes) {
-            return Ok(Arc::clone(plan));
+        if let Some(plan) = self.kept_for(&shapes) {
+            return Ok(plan);
         }
         let mut model = self.model.clone();
         for (at, (value, shape)) in inputs.iter().zip(&shapes).enumerate() {
             set_input(&mut model, at, value, shape.as_slice())?;
         }
         let plan = plan(model)?;
-        let mut kept = kept();
+        let mut kept = self.kept();
         if kept.len() == KEPT_PLANS {
             kept.remove(0);
         }
@@ -241,10 +276,6 @@ impl Value {
         };
         self.dims.iter().map(size).collect()
     }
-}
-
-fn fault(why: String) -> Error {
-    Error::new(ErrorCode::PluginFault, why)
 }
 
 pub(crate) fn decode(file: &[u8]) -> Result<ModelProto, String> {

@@ -83,7 +83,7 @@ impl<'a> Decoder<'a> {
             // A byte order mark is what spreadsheets write first.
             let name = name.trim_start_matches('\u{feff}').trim();
             let field = self.rows.field(name)?;
-            if field != Field::Sticky && self.header.contains(&field) {
+            if self.header.contains(&field) {
                 return Err(Error::invalid(format!("field {name:?} stands twice in the header")));
             }
             self.header.push(field);

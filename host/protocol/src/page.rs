@@ -334,12 +334,26 @@ pub struct Posted {
     pub files: Vec<(String, Bytes)>,
 }
 
+/// Most fields and files of one form.
+const MAX_FIELDS: usize = 4096;
+
 impl Posted {
-    /// Takes a url-encoded form apart.
-    pub fn read(body: &[u8]) -> Self {
-        let fields = form_urlencoded::parse(body);
-        let fields = fields.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
-        Self { fields, files: Vec::new() }
+    /// Takes a url-encoded form apart. Errors: invalid argument, when it has too many fields.
+    pub fn read(body: &[u8]) -> Result<Self, Error> {
+        let mut posted = Self::default();
+        for (name, value) in form_urlencoded::parse(body) {
+            posted.check_room()?;
+            posted.fields.push((name.into_owned(), value.into_owned()));
+        }
+        Ok(posted)
+    }
+
+    /// Whether one more field or file may come. Errors: invalid argument, when it may not.
+    pub fn check_room(&self) -> Result<(), Error> {
+        if self.fields.len() + self.files.len() < MAX_FIELDS {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("form: more than {MAX_FIELDS} fields")))
     }
 }
 
@@ -386,22 +400,31 @@ mod tests {
         model(&shown, version, false, "h:1", posted, outcome).unwrap()
     }
 
+    fn posted(form: &[u8]) -> Posted {
+        Posted::read(form).unwrap()
+    }
+
+    #[test]
+    fn a_form_has_a_bound() {
+        let error = Posted::read("&a".repeat(10_000).as_bytes()).unwrap_err();
+        assert_eq!(error.message, "form: more than 4096 fields");
+    }
+
     #[test]
     fn a_form_is_a_row() {
-        let posted = Posted::read(b"age=1.5&purpose=tv&user=u%31");
-        let request = decode(&posted, &version(), Some("user")).unwrap();
+        let request = decode(&posted(b"age=1.5&purpose=tv&user=u%31"), &version(), Some("user")).unwrap();
         assert_eq!(request.inputs, [fp32("input", &[1, 2], &[1.5, 1.0])]);
-        let wrong = decode(&Posted::read(b"age=old&purpose="), &version(), None).unwrap_err();
+        let wrong = decode(&posted(b"age=old&purpose="), &version(), None).unwrap_err();
         assert_eq!(wrong.message, "record 0, field \"age\": \"old\" is not a number");
     }
 
     #[test]
     fn a_form_is_json_where_the_input_is_no_table() {
         let version = with_inputs(&[("x", DType::Int8, &[None])]);
-        let request = decode(&Posted::read(b"x=[1,2]"), &version, None).unwrap();
+        let request = decode(&posted(b"x=[1,2]"), &version, None).unwrap();
         assert_eq!(format!("{:?}", request.inputs), "[x INT8[2] (2 bytes)]");
-        assert!(decode(&Posted::read(b"x=[1"), &version, None).is_err());
-        assert!(decode(&Posted::read(b"y=1"), &version, None).unwrap_err().message.contains("\"y\""));
+        assert!(decode(&posted(b"x=[1"), &version, None).is_err());
+        assert!(decode(&posted(b"y=1"), &version, None).unwrap_err().message.contains("\"y\""));
     }
 
     #[test]

@@ -1,30 +1,39 @@
-//! Bodies: collected within bounds of bytes and time, decompressed and compressed by their `Content-Encoding`.
+//! Bodies: what comes in is charged as it comes, within bounds of bytes and time; what goes out holds its charge until it is sent.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use async_compression::tokio::bufread::{
-    GzipDecoder, GzipEncoder, Lz4Decoder, Lz4Encoder, ZlibDecoder, ZlibEncoder, ZstdDecoder, ZstdEncoder,
-};
-use bytes::{Bytes, BytesMut};
-use futures_util::TryStreamExt;
+use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyDataStream, BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::Response;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap};
+use modelhost_core::budget::Charge;
 use modelhost_core::error::{Error, ErrorCode};
-use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
-use tokio_util::io::StreamReader;
+
+use crate::coding::{Coding, WORKSPACE};
+use crate::watch::Watch;
+
+/// Bytes made room for at once, where nobody knows how many come.
+const READ: usize = 64 << 10;
 
 /// What goes out.
 pub(crate) enum ResponseBody {
-    /// All of it is there.
-    Whole(Full<Bytes>),
+    /// All of it is there, with what it is charged for.
+    Whole(Full<Bytes>, Option<Charge>),
     /// It is made while it is sent.
     Streamed(UnsyncBoxBody<Bytes, Broken>),
+}
+
+impl Default for ResponseBody {
+    fn default() -> Self {
+        whole(Bytes::new())
+    }
 }
 
 /// A response that ends early: the connection is cut, so that nobody takes it for whole.
@@ -34,7 +43,12 @@ pub(crate) struct Broken(pub(crate) String);
 
 /// A response that is there.
 pub(crate) fn whole(body: impl Into<Bytes>) -> ResponseBody {
-    ResponseBody::Whole(Full::new(body.into()))
+    ResponseBody::Whole(Full::new(body.into()), None)
+}
+
+/// A response that is there, and charged.
+pub(crate) fn charged(body: Bytes, charge: Charge) -> ResponseBody {
+    ResponseBody::Whole(Full::new(body), Some(charge))
 }
 
 /// A response that is made while it is sent.
@@ -46,6 +60,30 @@ where
     ResponseBody::Streamed(body.map_err(|error| Broken(error.to_string())).boxed_unsync())
 }
 
+/// Sends a response: what is there of it must have been read `until` then.
+pub(crate) fn send(
+    response: Response<ResponseBody>,
+    watch: Option<&Arc<Watch>>,
+    until: Instant,
+) -> Response<ResponseBody> {
+    response.map(|body| match (body, watch) {
+        (ResponseBody::Whole(body, charge), Some(watch)) => {
+            ResponseBody::Whole(Full::new(watch.send(bytes_of(body), charge, until)), None)
+        }
+        (body, _) => body,
+    })
+}
+
+/// The bytes of a body that is there.
+pub(crate) fn bytes_of(body: Full<Bytes>) -> Bytes {
+    let mut body = std::pin::pin!(body);
+    let frame = body.as_mut().poll_frame(&mut Context::from_waker(std::task::Waker::noop()));
+    match frame {
+        Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+        _ => Bytes::new(),
+    }
+}
+
 impl Body for ResponseBody {
     type Data = Bytes;
     type Error = Broken;
@@ -55,7 +93,7 @@ impl Body for ResponseBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
-            Self::Whole(body) => Pin::new(body)
+            Self::Whole(body, _) => Pin::new(body)
                 .poll_frame(context)
                 .map(|frame| frame.map(|frame| frame.map_err(|never| match never {}))),
             Self::Streamed(body) => Pin::new(body).poll_frame(context),
@@ -64,175 +102,151 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Whole(body) => body.is_end_stream(),
+            Self::Whole(body, _) => body.is_end_stream(),
             Self::Streamed(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(body) => body.size_hint(),
+            Self::Whole(body, _) => body.size_hint(),
             Self::Streamed(body) => body.size_hint(),
         }
     }
 }
 
-/// A content coding. RFC 9110, 8.4.1; lz4 frames are what Practicus clients send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Coding {
-    Gzip,
-    /// The zlib format, which HTTP calls deflate.
-    Deflate,
-    Zstd,
-    Lz4,
+/// Bytes that come in pieces, charged with the room that is made for them.
+pub(crate) struct Gathered {
+    bytes: Vec<u8>,
+    pub(crate) charge: Charge,
 }
 
-/// Most preferred first, where a client accepts several alike.
-const CODINGS: [Coding; 4] = [Coding::Zstd, Coding::Gzip, Coding::Deflate, Coding::Lz4];
-
-/// Answers smaller than this go out as they are: compressing them saves no packet.
-const COMPRESS_FROM: usize = 1024;
-
-impl Coding {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Gzip => "gzip",
-            Self::Deflate => "deflate",
-            Self::Zstd => "zstd",
-            Self::Lz4 => "lz4",
-        }
+impl Gathered {
+    pub(crate) fn new(charge: Charge) -> Self {
+        Self { bytes: Vec::new(), charge }
     }
 
-    fn parse(name: &str) -> Option<Self> {
-        match name.to_ascii_lowercase().as_str() {
-            "gzip" | "x-gzip" => Some(Self::Gzip),
-            "deflate" | "zlib" => Some(Self::Deflate),
-            "zstd" => Some(Self::Zstd),
-            "lz4" => Some(Self::Lz4),
-            _ => None,
-        }
+    /// Appends. Room is made twice as large each time, up to `most`. Errors: resource exhausted.
+    pub(crate) fn push(&mut self, piece: &[u8], most: usize) -> Result<(), Error> {
+        self.make_room(piece.len(), most)?;
+        self.bytes.extend_from_slice(piece);
+        Ok(())
     }
 
-    /// The request body's coding. Errors: unsupported format, naming it.
-    pub(crate) fn of_request(headers: &HeaderMap) -> Result<Option<Self>, Error> {
-        let Some(value) = headers.get(CONTENT_ENCODING) else { return Ok(None) };
-        let text = String::from_utf8_lossy(value.as_bytes());
-        let text = text.trim();
-        if text.is_empty() || text.eq_ignore_ascii_case("identity") {
-            return Ok(None);
+    fn make_room(&mut self, more: usize, most: usize) -> Result<(), Error> {
+        let needed = self.bytes.len().saturating_add(more);
+        if needed > self.bytes.capacity() {
+            let room = (2 * self.bytes.capacity()).min(most).max(needed);
+            self.charge.grow(room - self.bytes.capacity())?;
+            self.bytes.reserve_exact(room - self.bytes.len());
         }
-        Self::parse(text).map(Some).ok_or_else(|| {
-            let known = "gzip, deflate, zstd, lz4 and identity";
-            Error::new(
-                ErrorCode::UnsupportedFormat,
-                format!("Content-Encoding {text:?} is not one of {known}"),
-            )
-        })
+        Ok(())
     }
 
-    /// The coding that the client prefers for the response, if any.
-    pub(crate) fn for_response(headers: &HeaderMap) -> Option<Self> {
-        let mut best: Option<(Self, f32)> = None;
-        for coding in CODINGS {
-            let mut quality = None;
-            for offer in headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok()) {
-                for offer in offer.split(',') {
-                    let (name, parameters) = offer.split_once(';').unwrap_or((offer, ""));
-                    if Self::parse(name.trim()) == Some(coding) {
-                        let weight = parameters.trim().strip_prefix("q=");
-                        quality = Some(weight.map_or(1.0, |weight| weight.parse().unwrap_or(0.0)));
-                    }
-                }
-            }
-            if let Some(quality) = quality.filter(|quality| *quality > 0.0)
-                && best.is_none_or(|(_, best)| quality > best)
-            {
-                best = Some((coding, quality));
-            }
-        }
-        best.map(|(coding, _)| coding)
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
     }
 
-    /// The plain bytes behind coded ones.
-    pub(crate) fn decoder<'a>(
-        self,
-        coded: impl AsyncBufRead + Send + 'a,
-    ) -> Pin<Box<dyn AsyncRead + Send + 'a>> {
-        match self {
-            Self::Gzip => {
-                let mut decoder = GzipDecoder::new(coded);
-                decoder.multiple_members(true);
-                Box::pin(decoder)
-            }
-            Self::Deflate => Box::pin(ZlibDecoder::new(coded)),
-            Self::Zstd => Box::pin(ZstdDecoder::new(coded)),
-            Self::Lz4 => Box::pin(Lz4Decoder::new(coded)),
-        }
+    pub(crate) fn finish(self) -> (Bytes, Charge) {
+        (self.bytes.into(), self.charge)
+    }
+}
+
+/// A request's content as it came.
+pub(crate) struct Content {
+    pub(crate) bytes: Bytes,
+    pub(crate) charge: Charge,
+    pub(crate) coding: Option<Coding>,
+    /// Bytes that it may have when it is decompressed.
+    pub(crate) most: usize,
+}
+
+impl Content {
+    /// How much work it is to read: what is compressed may become anything.
+    pub(crate) fn work(&self) -> usize {
+        if self.coding.is_some() { usize::MAX } else { self.bytes.len() }
     }
 
-    fn encoder(self, plain: impl AsyncBufRead + Send + 'static) -> Pin<Box<dyn AsyncRead + Send>> {
-        match self {
-            Self::Gzip => Box::pin(GzipEncoder::new(plain)),
-            Self::Deflate => Box::pin(ZlibEncoder::new(plain)),
-            Self::Zstd => Box::pin(ZstdEncoder::new(plain)),
-            Self::Lz4 => Box::pin(Lz4Encoder::new(plain)),
-        }
-    }
-
-    /// Compresses a whole response; one that is too small to gain is left, and so `None`.
-    pub(crate) async fn compress(self, plain: &Bytes) -> Option<Bytes> {
-        if plain.len() < COMPRESS_FROM {
-            return None;
-        }
-        let mut coded = BytesMut::with_capacity(plain.len() / 2);
-        let mut encoder = self.encoder(io::Cursor::new(plain.clone()));
+    /// The plain bytes. Errors: too large; resource exhausted; invalid argument, when it is not what its coding says.
+    pub(crate) async fn plain(self) -> Result<(Bytes, Charge), Error> {
+        let Some(coding) = self.coding else { return Ok((self.bytes, self.charge)) };
+        let mut charge = self.charge;
+        charge.grow(WORKSPACE)?;
+        let mut decoder = coding.decoder(io::Cursor::new(self.bytes));
+        let mut plain = Gathered::new(charge);
         loop {
-            coded.reserve(READ);
-            match encoder.read_buf(&mut coded).await {
-                Ok(0) => return Some(coded.freeze()),
-                Ok(_) => tokio::task::consume_budget().await,
-                Err(_) => return None, // from memory to memory: it goes out uncompressed
+            plain.make_room(READ.min(self.most + 1 - plain.len()), self.most + 1)?;
+            let read = decoder.read_buf(&mut plain.bytes).await;
+            let read = read.map_err(|error| Error::invalid(format!("body: {}: {error}", coding.as_str())))?;
+            if read == 0 {
+                break;
+            }
+            if plain.len() > self.most {
+                let text = format!("body: decompresses to more than the {} bytes allowed", self.most);
+                return Err(Error::new(ErrorCode::TooLarge, text));
             }
         }
+        drop(decoder);
+        let room = plain.bytes.capacity();
+        let (bytes, mut charge) = plain.finish();
+        charge.shrink_to(room);
+        Ok((bytes, charge))
     }
 }
-
-/// Bytes made room for at a time.
-const READ: usize = 64 << 10;
 
 /// Bounds on one request's body.
-#[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     /// Bytes, before and after decompression.
     pub(crate) most: usize,
-    /// Its arrival.
-    pub(crate) time: Duration,
+    /// When it must be there.
+    pub(crate) until: Instant,
 }
 
-/// The whole body, decompressed. Errors: too large, before or after decompression; deadline exceeded while it arrives; invalid
-/// argument, when it ends early or is not what its coding says; unsupported format.
+/// The whole body. While it comes, it is its client's turn. Errors: too large; resource exhausted; deadline exceeded while it
+/// arrives; invalid argument, when it ends early.
 pub(crate) async fn collect(
-    headers: &HeaderMap,
+    coding: Option<Coding>,
     body: &mut Incoming,
+    charge: Charge,
     bounds: Bounds,
-) -> Result<Bytes, Error> {
-    let coding = Coding::of_request(headers)?;
-    if body.size_hint().lower() > bounds.most as u64 {
-        return Err(too_large(bounds.most));
+    watch: Option<&Arc<Watch>>,
+) -> Result<Content, Error> {
+    let Bounds { most, until } = bounds;
+    if body.size_hint().lower() > most as u64 {
+        return Err(too_large(most));
     }
-    let limited = Limited::new(body, bounds.most);
-    let collected = async {
-        match coding {
-            None => match limited.collect().await {
-                Ok(body) => Ok(body.to_bytes()),
-                Err(error) if error.is::<LengthLimitError>() => Err(too_large(bounds.most)),
-                Err(error) => Err(Error::invalid(format!("body: {error}"))),
-            },
-            Some(coding) => decompress(coding, limited, bounds.most).await,
-        }
-    };
+    let _turn = watch.map(|watch| watch.clients_turn());
     let late = |_| Error::new(ErrorCode::DeadlineExceeded, "body: it did not arrive in time");
-    tokio::time::timeout(bounds.time, collected).await.map_err(late)?
+    let gathered = tokio::time::timeout_at(until.into(), gather(body, charge, most)).await.map_err(late)?;
+    let (bytes, charge) = gathered.inspect_err(|error| make_room(error, watch))?;
+    Ok(Content { bytes, charge, coding, most })
+}
+
+/// When bytes are short, those who hold some and send nothing make room for the next.
+pub(crate) fn make_room(error: &Error, watch: Option<&Arc<Watch>>) {
+    if error.code == ErrorCode::ResourceExhausted
+        && let Some(watch) = watch
+    {
+        watch.make_room();
+    }
+}
+
+async fn gather(body: &mut Incoming, charge: Charge, most: usize) -> Result<(Bytes, Charge), Error> {
+    let announced = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
+    let mut gathered = Gathered::new(charge);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Error::invalid(format!("body: {error}")))?;
+        let Ok(piece) = frame.into_data() else { continue };
+        if gathered.len() + piece.len() > most {
+            return Err(too_large(most));
+        }
+        if gathered.len() == 0 && body.is_end_stream() {
+            gathered.charge.grow(piece.len())?;
+            return Ok((piece, gathered.charge)); // nothing to copy
+        }
+        gathered.push(&piece, announced.unwrap_or(most))?;
+    }
+    Ok(gathered.finish())
 }
 
 /// Bytes and time that a refused request may still send: a connection closed on a sender takes the refusal with it.
@@ -287,69 +301,44 @@ impl Drop for Lent {
     }
 }
 
-async fn decompress(coding: Coding, body: Limited<&mut Incoming>, most: usize) -> Result<Bytes, Error> {
-    let coded = StreamReader::new(BodyDataStream::new(body).map_err(io::Error::other));
-    let mut decoder = coding.decoder(coded);
-    let mut plain = BytesMut::new();
-    loop {
-        plain.reserve(READ);
-        let read = decoder.read_buf(&mut plain).await.map_err(|error| {
-            let bound = error.get_ref().is_some_and(|inner| inner.is::<LengthLimitError>());
-            if bound {
-                too_large(most)
-            } else {
-                Error::invalid(format!("body: {}: {error}", coding.as_str()))
-            }
-        })?;
-        if read == 0 {
-            return Ok(plain.freeze());
-        }
-        if plain.len() > most {
-            return Err(Error::new(
-                ErrorCode::TooLarge,
-                format!("body: decompresses to more than the {most} bytes allowed"),
-            ));
-        }
-        tokio::task::consume_budget().await;
-    }
-}
-
-fn too_large(most: usize) -> Error {
+pub(crate) fn too_large(most: usize) -> Error {
     Error::new(ErrorCode::TooLarge, format!("body: larger than the {most} bytes allowed"))
 }
 
 #[cfg(test)]
 mod tests {
-    use hyper::header::HeaderValue;
+    use modelhost_core::budget::ByteBudget;
 
     use super::*;
 
     #[test]
-    fn the_client_chooses_the_coding() {
-        for (accept, expected) in [
-            ("", None),
-            ("gzip", Some(Coding::Gzip)),
-            ("gzip, deflate, br, zstd", Some(Coding::Zstd)),
-            ("gzip;q=1.0, zstd;q=0.5", Some(Coding::Gzip)),
-            ("gzip;q=0, identity", None),
-            ("lz4", Some(Coding::Lz4)),
-            ("br", None),
-        ] {
-            let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(accept))]);
-            assert_eq!(Coding::for_response(&headers), expected, "{accept}");
-        }
+    fn room_is_charged_before_it_is_made() {
+        let budget = ByteBudget::new("this host", 100);
+        let mut gathered = Gathered::new(budget.charge());
+        gathered.push(&[1; 30], 1000).unwrap();
+        assert_eq!(budget.used(), 30);
+        gathered.push(&[2; 10], 1000).unwrap();
+        assert_eq!(budget.used(), 60);
+        assert_eq!(gathered.push(&[3; 50], 1000).unwrap_err().code, ErrorCode::ResourceExhausted);
+        let (bytes, charge) = gathered.finish();
+        assert_eq!((bytes.len(), charge.bytes()), (40, 60));
     }
 
     #[tokio::test]
-    async fn every_coding_gives_back_what_it_took() {
-        let plain = Bytes::from("a line of text\n".repeat(1000));
-        for coding in CODINGS {
-            let coded = coding.compress(&plain).await.unwrap();
-            assert!(coded.len() < plain.len() / 4, "{coding:?}");
-            let mut back = Vec::new();
-            coding.decoder(io::Cursor::new(coded)).read_to_end(&mut back).await.unwrap();
-            assert_eq!(back, plain, "{coding:?}");
-        }
-        assert_eq!(Coding::Gzip.compress(&Bytes::from_static(b"small")).await, None);
+    async fn a_bomb_is_refused_within_its_charge() {
+        let plain = Bytes::from(vec![7; 1 << 20]);
+        let coded = Coding::Zstd.compress(&plain).await.unwrap();
+        let content = |limit: u64, most| {
+            let mut charge = ByteBudget::new("this host", limit).charge();
+            charge.grow(coded.len()).unwrap();
+            Content { bytes: coded.clone(), charge, coding: Some(Coding::Zstd), most }
+        };
+        let (bytes, charge) = content(64 << 20, 1 << 20).plain().await.unwrap();
+        assert_eq!(bytes, plain);
+        assert!((1 << 20..=(1 << 20) + 1).contains(&charge.bytes()), "{charge:?}");
+        let error = content(64 << 20, 1 << 19).plain().await.unwrap_err();
+        assert_eq!(error.message, "body: decompresses to more than the 524288 bytes allowed");
+        let error = content(WORKSPACE as u64 + (1 << 19), 1 << 20).plain().await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::ResourceExhausted);
     }
 }

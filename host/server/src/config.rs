@@ -13,6 +13,7 @@ use modelhost_core::version::Limits;
 use serde::Deserialize;
 
 use crate::guard::Allowed;
+use crate::watch::Patience;
 
 /// The host's settings, with their defaults. Unknown keys are errors.
 #[derive(Debug, Clone, Deserialize)]
@@ -43,6 +44,9 @@ pub struct Config {
     pub otlp_endpoint: Option<String>,
     /// Largest request body, before and after decompression.
     pub max_body_bytes: usize,
+    /// Requests and answers that are held in memory at once, all together. One deployment may hold half of it; a quarter is kept for small
+    /// ones.
+    pub bodies_mib: u64,
     /// Largest CSV file, which passes through in pieces.
     pub max_stream_bytes: usize,
     /// The model that answers MLflow's paths at the root, `prefix/name`.
@@ -51,11 +55,13 @@ pub struct Config {
     pub max_blob_bytes: u64,
     /// Longest that one request may wait and run together, its body's arrival included.
     pub request_timeout_ms: u64,
-    /// Longest that a connection may take to send a request's headers.
+    /// Longest that a connection may take to send a request's headers, or to read anything of an answer.
     pub header_timeout_ms: u64,
+    /// A connection, or a stream of requests, that asks nothing for so long is ended.
+    pub idle_timeout_ms: u64,
     /// How long requests may finish after a shutdown began.
     pub drain_timeout_ms: u64,
-    /// Connections on the public port; one more waits to be accepted.
+    /// Connections on the public port; one more takes the place of one that has been silent for longest.
     pub max_connections: usize,
     /// Bytes of answers kept for equal requests, over all versions whose manifest says `response_cache = true`.
     pub response_cache_bytes: u64,
@@ -133,11 +139,13 @@ impl Default for Config {
             access_log: true,
             otlp_endpoint: None,
             max_body_bytes: 64 << 20,
+            bodies_mib: 1024,
             max_stream_bytes: 64 << 30,
             default_model: None,
             max_blob_bytes: 16 << 30,
             request_timeout_ms: 60_000,
             header_timeout_ms: 10_000,
+            idle_timeout_ms: 75_000,
             drain_timeout_ms: 30_000,
             max_connections: 16_384,
             response_cache_bytes: 64 << 20,
@@ -185,6 +193,14 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    pub(crate) fn patience(&self) -> Patience {
+        Patience {
+            head: Duration::from_millis(self.header_timeout_ms),
+            idle: Duration::from_millis(self.idle_timeout_ms),
+            read: Duration::from_millis(self.header_timeout_ms),
+        }
     }
 
     /// Who may ask a listener on this address from a browser. Errors: invalid argument, naming the setting.

@@ -1,15 +1,22 @@
 //! Puts the host together: configuration, storage, engine, serving, two listeners, shutdown.
 
 mod admin;
+mod answer;
 mod body;
-mod call;
+mod coding;
 mod config;
+mod control;
 mod data;
+mod dialects;
+mod exchange;
 mod grpc;
 mod guard;
-mod handlers;
-mod http;
+mod listen;
+mod pipeline;
+mod public;
+mod route;
 mod system;
+mod watch;
 mod wiring;
 
 pub use config::Config;

@@ -19,16 +19,16 @@ use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::ports::{BlobStore, Lifecycle, ModelRuntime, Observer};
 use modelhost_registry::{Blobs, Catalog};
 use modelhost_serving::Serving;
-use modelhost_telemetry::{Metrics, Traces};
-use tokio::sync::watch;
+use modelhost_telemetry::{Clients, Metrics, Traces};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use crate::body::drain;
 use crate::config::Config;
 use crate::grpc::Services;
 use crate::guard::{self, Allowed, Asked};
-use crate::handlers::{Public, refuse};
-use crate::http::{Listener, bind};
+use crate::listen::{Listener, bind};
+use crate::public::{ASIDE_AT_ONCE, Public};
+use crate::watch::Connections;
 use crate::{admin, data, system};
 
 /// Connections on the admin port.
@@ -76,6 +76,7 @@ impl Server {
             loaded_versions,
             idle_instance: Duration::from_millis(config.idle_instance_ms),
             response_cache_bytes: config.response_cache_bytes,
+            body_bytes: config.bodies_mib << 20,
             ..Default::default()
         };
         let observer = Arc::clone(&metrics) as Arc<dyn Observer>;
@@ -109,7 +110,9 @@ impl Server {
             max_body_bytes: config.max_body_bytes,
             max_stream_bytes: config.max_stream_bytes,
             request_timeout: Duration::from_millis(config.request_timeout_ms),
+            patience: config.patience(),
             repository_control: config.repository_control,
+            aside: Semaphore::new(ASIDE_AT_ONCE),
             draining: AtomicBool::new(false),
         });
         let server = Self::listen(&config, public, admin, catalog, lock).await?;
@@ -125,11 +128,12 @@ impl Server {
         lock: File,
     ) -> Result<Self, Error> {
         let (stop, stopped) = watch::channel(false);
-        let listener = |socket, max_connections| Listener {
-            socket,
-            max_connections,
-            header_timeout: Duration::from_millis(config.header_timeout_ms),
-            drain_timeout: Duration::from_millis(config.drain_timeout_ms),
+        let mut connections = Vec::new();
+        let mut listener = |port, socket, max_connections| {
+            let open = Connections::new(config.patience());
+            connections.push((port, Arc::clone(&open)));
+            let drain_timeout = Duration::from_millis(config.drain_timeout_ms);
+            Listener { socket, max_connections, connections: open, drain_timeout }
         };
         let (socket, admin_socket) = (bind(config.listen).await?, bind(config.admin_listen).await?);
         let local = |socket: &tokio::net::TcpListener| {
@@ -144,14 +148,11 @@ impl Server {
                 let (handler, services) = (Arc::clone(&handler), Arc::clone(&services));
                 let allowed = Arc::clone(&allowed);
                 async move {
-                    if let Err(error) = guard::check_public(Asked::by(&request), &allowed) {
-                        drain(request.into_body()).await;
-                        return Ok(refuse(&error, ""));
-                    }
+                    let checked = guard::check_public(Asked::by(&request), &allowed);
                     if Services::takes(&request) {
-                        services.handle(request).await
+                        services.handle(request, checked).await
                     } else {
-                        handler.handle(request).await
+                        handler.handle(request, checked).await
                     }
                 }
             })
@@ -163,13 +164,19 @@ impl Server {
             let socket = bind(address).await?;
             grpc_address = Some(local(&socket)?);
             let guarded = handle(config.allowed(address)?);
-            let served = listener(socket, config.max_connections).serve(guarded, stopped.clone());
+            let served = listener("grpc", socket, config.max_connections).serve(guarded, stopped.clone());
             listeners.push(tokio::spawn(served));
         }
         let guarded = handle(config.allowed(address)?);
-        let served = listener(socket, config.max_connections).serve(guarded, stopped.clone());
+        let served = listener("public", socket, config.max_connections).serve(guarded, stopped.clone());
         listeners.push(tokio::spawn(served));
-        listeners.push(tokio::spawn(listener(admin_socket, ADMIN_CONNECTIONS).serve(handle_admin, stopped)));
+        let served = listener("admin", admin_socket, ADMIN_CONNECTIONS).serve(handle_admin, stopped);
+        listeners.push(tokio::spawn(served));
+        let serving = Arc::downgrade(&public.serving);
+        public.metrics.watch_clients(Box::new(move || Clients {
+            connections: connections.iter().map(|(port, open)| (*port, open.count())).collect(),
+            held_bytes: serving.upgrade().map_or(0, |serving| serving.bodies().used()),
+        }));
         Ok(Self { address, grpc_address, admin_address, public, grpc, catalog, stop, listeners, _lock: lock })
     }
 

@@ -1,7 +1,8 @@
 //! Answers to equal requests, for versions whose manifest asks for it. Such a version runs in fresh instances, so that the same request always gets
 //! the same bytes: an answer stays right until it is evicted.
 //!
-//! The key is a digest of the version's digest and the canonical request; the cache is weighed in bytes; concurrent equal requests run once.
+//! The key is a digest of the model's name, the version's digest and the canonical request, so that no model answers for another, however
+//! equal they are; the cache is weighed in bytes; concurrent equal requests run once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,17 +47,17 @@ impl ResponseCache {
         Self { entries: Cache::builder().max_capacity(bytes).weigher(weigh).build() }
     }
 
-    /// The answer that is there, or the one that `make` makes; whoever asks the same meanwhile waits for it until `until`.
+    /// The answer that is there, or the one that `make` makes; whoever asks the same meanwhile waits for it until `until`. Should its maker
+    /// leave, the next of them makes it.
     /// Errors: as `make`'s; deadline exceeded while waiting.
     pub(crate) async fn answer(
         &self,
-        version: &Version,
-        request: &InferRequest,
+        key: [u8; 32],
         until: Instant,
         make: impl Future<Output = Result<Arc<Vec<Tensor>>, Error>>,
     ) -> Result<(Arc<Vec<Tensor>>, Cached), Error> {
         let made = async { make.await.map(|outputs| Entry { outputs, made: Instant::now() }) };
-        let found = self.entries.entry(key(version, request)).or_try_insert_with(made);
+        let found = self.entries.entry(key).or_try_insert_with(made);
         let late = |_| {
             let text = "the request's deadline passed while an equal one was answered";
             Error::new(ErrorCode::DeadlineExceeded, text)
@@ -70,12 +71,13 @@ impl ResponseCache {
 
 /// A conforming request has its inputs in the signature's order; its parameters are put in the order of their names, its id is left out.
 /// Every part is preceded by its length, so that no two requests read the same.
-fn key(version: &Version, request: &InferRequest) -> [u8; 32] {
+pub(crate) fn key(version: &Version, request: &InferRequest) -> [u8; 32] {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
+    part(version.model.as_str().as_bytes());
     part(version.digest.to_string().as_bytes());
     part(&(request.inputs.len() as u64).to_le_bytes());
     for input in &request.inputs {

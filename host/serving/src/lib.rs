@@ -19,4 +19,4 @@ pub use cache::Cached;
 pub use lifecycle::{Config, Serving};
 pub use mirror::compare;
 pub use repository::Availability;
-pub use resolve::{Answer, Resolved, Target};
+pub use resolve::{Admitted, Answer, Desk, Resolved, Target};

@@ -31,6 +31,8 @@ pub struct Config {
     pub idle_instance: Duration,
     /// Bytes of answers that are kept for equal requests.
     pub response_cache_bytes: u64,
+    /// Bytes of requests and answers that are held at once; one deployment may hold half of them.
+    pub body_bytes: u64,
     /// Copies for challengers that wait; one more is dropped and counted.
     pub mirror_queue: usize,
     /// Bytes of those copies' tensors.
@@ -45,6 +47,7 @@ impl Default for Config {
             loaded_versions: 10_000,
             idle_instance: Duration::from_secs(60),
             response_cache_bytes: 64 << 20,
+            body_bytes: 1 << 30,
             mirror_queue: 1024,
             mirror_bytes: 64 << 20,
             mirror_concurrency: 2,
@@ -59,7 +62,7 @@ pub struct Serving {
     pub(crate) cache: ResponseCache,
     runtime: Arc<dyn ModelRuntime>,
     observer: Arc<dyn Observer>,
-    places: Arc<Places>,
+    pub(crate) places: Arc<Places>,
     /// Held while another table is made.
     pools: Mutex<BTreeMap<DeploymentName, Arc<Pool>>>,
 }
@@ -93,7 +96,7 @@ impl Serving {
             mirror: Mirror::start(&config),
             runtime,
             observer,
-            places: Places::new(config.loaded_versions),
+            places: Places::new(config.loaded_versions, config.body_bytes),
             pools: Mutex::default(),
         });
         let weak = Arc::downgrade(&serving);

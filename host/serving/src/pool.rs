@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use modelhost_core::budget::ByteBudget;
 use modelhost_core::deployment::{Bounds, DeploymentName, MemoryBudget};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::{DeploymentStatus, DeploymentTotals, Tally};
@@ -17,6 +18,8 @@ pub(crate) struct Pool {
     pub(crate) name: DeploymentName,
     pub(crate) admission: Admission,
     pub(crate) memory: Arc<MemoryBudget>,
+    /// Requests and answers that it holds.
+    pub(crate) bodies: Arc<ByteBudget>,
     pub(crate) threads: ArcSwap<Threads>,
     bounds: ArcSwap<Bounds>,
     /// Requests between their arrival and their answer.
@@ -82,15 +85,23 @@ impl Drop for Arrival {
     }
 }
 
-/// How many versions this process can have in memory: each takes memory mappings and a file.
+/// What all deployments of this host share.
 pub(crate) struct Places {
+    /// How many versions this process can have in memory: each takes memory mappings and a file.
     pub(crate) limit: u32,
     taken: AtomicU32,
+    /// Requests and answers that the host holds. One deployment may have half of it.
+    pub(crate) bodies: Arc<ByteBudget>,
+    /// What streams hold of it while they wait for their callers: at most a quarter.
+    pub(crate) streams: Arc<ByteBudget>,
+    body_bytes: u64,
 }
 
 impl Places {
-    pub(crate) fn new(limit: u32) -> Arc<Self> {
-        Arc::new(Self { limit, taken: AtomicU32::new(0) })
+    pub(crate) fn new(limit: u32, body_bytes: u64) -> Arc<Self> {
+        let bodies = ByteBudget::new("this host", body_bytes);
+        let streams = bodies.part("this host, for streams,", body_bytes / 4);
+        Arc::new(Self { limit, taken: AtomicU32::new(0), bodies, streams, body_bytes })
     }
 }
 
@@ -100,6 +111,7 @@ impl Pool {
             name: name.clone(),
             admission: Admission::new(bounds),
             memory: Arc::new(MemoryBudget::new(bounds.memory_bytes)),
+            bodies: places.bodies.part(format!("deployment {name}"), places.body_bytes / 2),
             threads: ArcSwap::from_pointee(Threads::new(name, bounds.threads)),
             bounds: ArcSwap::from_pointee(bounds.clone()),
             present: AtomicU32::new(0),
@@ -131,21 +143,31 @@ impl Pool {
         self.bounds.load_full()
     }
 
-    /// Lets a request in, to be read, to wait and to run. Errors: resource exhausted, when all that may run and wait are there: such a
-    /// request is not worth reading.
+    /// Whether a request would find a place now. Errors: resource exhausted: such a request is not worth reading.
+    pub(crate) fn check_room(&self) -> Result<(), Error> {
+        if self.present.load(Ordering::Relaxed) < self.places_for_requests() {
+            Ok(())
+        } else {
+            Err(self.full())
+        }
+    }
+
+    /// Lets a request in, to be decoded, to wait and to run. Errors: resource exhausted, when all that may run and wait are there.
     pub(crate) fn arrive(self: &Arc<Self>) -> Result<Arrival, Error> {
         let arrival = Arrival(Arc::clone(self));
         let before = self.present.fetch_add(1, Ordering::Relaxed);
+        if before < self.places_for_requests() { Ok(arrival) } else { Err(self.full()) }
+    }
+
+    fn places_for_requests(&self) -> u32 {
         let bounds = self.bounds.load();
-        if before < bounds.instances.saturating_add(bounds.queue) {
-            return Ok(arrival);
-        }
+        bounds.instances.saturating_add(bounds.queue)
+    }
+
+    fn full(&self) -> Error {
         self.admission.refused();
-        let queue = bounds.queue;
-        let name = &self.name;
-        Err(exhausted(format!(
-            "every instance of deployment {name} is busy and {queue} requests wait already"
-        )))
+        let (name, queue) = (&self.name, self.bounds.load().queue);
+        exhausted(format!("every instance of deployment {name} is busy and {queue} requests wait already"))
     }
 
     /// Takes in a version that was just loaded: room is made by unloading the least valuable ones that do not serve and are not pinned.

@@ -1,8 +1,11 @@
 //! From a name in a URL to the version that answers, and its answer.
+//!
+//! Each step can only be made from the one before: a model that is there, a place in its deployment, the version that answers, the answer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use modelhost_core::budget::{ByteBudget, Charge};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::Role;
 use modelhost_core::infer::{Deadline, InferRequest};
@@ -11,13 +14,17 @@ use modelhost_core::routing::{StickyKey, decide};
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::{Model, Version};
 
-use crate::cache::Cached;
+use crate::cache::{self, Cached};
 use crate::lifecycle::{Route, Serving};
-use crate::pool::Arrival;
+use crate::pool::{Arrival, Pool};
 use crate::slot::Slot;
+use crate::threads::Threads;
 
 /// What takes longer to read or write than to hand to another thread.
 const LARGE: usize = 64 << 10;
+
+/// How often a stream looks whether its deployment has a place again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What a caller names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +35,26 @@ pub struct Target<'a> {
     pub version: Option<&'a str>,
 }
 
+/// A request whose deployment has room for it, before anybody read its body.
+///
+/// The deployment is that of the version that the caller names, else of the policy's primary: the model alone decides it, because the key
+/// that decides the version may stand in the body. A place is taken when the body is there, so that who sends slowly keeps nobody out; it
+/// moves when the choice falls on a version that runs elsewhere.
+pub struct Admitted {
+    serving: Arc<Serving>,
+    route: Arc<Route>,
+    named: Option<ModelVersion>,
+    pool: Arc<Pool>,
+    arrival: Option<Arrival>,
+}
+
 /// The version that will answer a request, and who sees a copy.
 pub struct Resolved {
     serving: Arc<Serving>,
     slot: Arc<Slot>,
     mirrors: Vec<Arc<Slot>>,
-    _arrival: Arrival,
+    /// `None` while it waits for its caller.
+    arrival: Option<Arrival>,
 }
 
 /// A prediction and who made it.
@@ -49,31 +70,33 @@ pub struct Answer {
 }
 
 impl Serving {
-    /// Decides who answers. `key` finds the value of the policy's sticky key in the request; `draw` is 64 random bits.
-    /// An explicit version bypasses the policy. Errors: not found; unavailable when nothing was promoted yet; resource exhausted when its
-    /// deployment is full.
-    pub fn resolve(
-        self: &Arc<Self>,
-        target: Target<'_>,
-        key: impl FnOnce(&StickyKey) -> Option<Vec<u8>>,
-        draw: u64,
-    ) -> Result<Resolved, Error> {
+    /// Lets a request in. An explicit version bypasses the policy. Errors: not found; unavailable when nothing was promoted yet; resource
+    /// exhausted when its deployment is full.
+    pub fn admit(self: &Arc<Self>, target: Target<'_>) -> Result<Admitted, Error> {
         let route = self.route(target.model)?;
-        let (number, mirrors) = match target.version {
-            Some(version) => (find_number(&route.model, version)?, Vec::new()),
-            None => {
-                let policy = route.model.policy.as_ref().ok_or_else(|| {
-                    let text = format!("model {} has no promoted version yet", target.model);
-                    Error::new(ErrorCode::Unavailable, text)
-                })?;
-                let key = policy.sticky().and_then(key);
-                let decision = decide(policy, route.seed, key.as_deref(), draw);
-                (decision.serve, decision.mirror().filter_map(|number| route.slot(number)).collect())
+        let named = target.version.map(|version| find_number(&route.model, version)).transpose()?;
+        let first = match (named, &route.model.policy) {
+            (Some(number), _) => number,
+            (None, Some(policy)) => policy.primary(),
+            (None, None) => {
+                let text = format!("model {} has no promoted version yet", target.model);
+                return Err(Error::new(ErrorCode::Unavailable, text));
             }
         };
-        let slot = route.slot(number).ok_or_else(|| no_version(&route.model, number))?;
-        let arrival = slot.pool.arrive()?;
-        Ok(Resolved { serving: Arc::clone(self), slot, mirrors, _arrival: arrival })
+        let slot = route.slot(first).ok_or_else(|| no_version(&route.model, first))?;
+        slot.pool.check_room()?;
+        let pool = Arc::clone(&slot.pool);
+        Ok(Admitted { serving: Arc::clone(self), route, named, pool, arrival: None })
+    }
+
+    /// What requests are charged to before their deployment is known.
+    pub fn bodies(&self) -> &Arc<ByteBudget> {
+        &self.places.bodies
+    }
+
+    /// What streams are charged to while they wait for their callers: what many slow ones hold, others do not lack.
+    pub fn streams(&self) -> &Arc<ByteBudget> {
+        &self.places.streams
     }
 
     /// Why a model, or the version that the target names, cannot answer now. Errors: not found.
@@ -108,24 +131,107 @@ impl Serving {
     }
 }
 
+impl Admitted {
+    /// What decides the version, where the policy is sticky and the caller named none.
+    pub fn sticky(&self) -> Option<&StickyKey> {
+        if self.named.is_some() {
+            return None;
+        }
+        self.route.model.policy.as_ref().and_then(|policy| policy.sticky())
+    }
+
+    /// For the request's bytes.
+    pub fn charge(&self) -> Charge {
+        self.pool.bodies.charge()
+    }
+
+    /// Takes its place: the body is there. Errors: resource exhausted, when others took the room meanwhile.
+    pub fn enter(&mut self) -> Result<(), Error> {
+        self.arrival = Some(self.pool.arrive()?);
+        Ok(())
+    }
+
+    /// Where its work is done.
+    pub fn desk(&self) -> Desk {
+        Desk::of(&self.pool)
+    }
+
+    /// Decides who answers, by the policy in force now. `key`: the sticky key's value, where the request has it; `draw`: 64 random bits.
+    /// Errors: as [`Serving::admit`], since the policy may have changed or the choice may fall on another deployment.
+    pub fn choose(self, key: Option<&[u8]>, draw: u64) -> Result<Resolved, Error> {
+        let Self { serving, route, named, pool, arrival } = self;
+        // While the body came, operators may have changed what is served.
+        let route = serving.route(route.model.name.as_str())?;
+        let (number, mirrors) = match (named, &route.model.policy) {
+            (None, Some(policy)) => {
+                let decision = decide(policy, route.seed, key, draw);
+                (decision.serve, decision.mirror().filter_map(|number| route.slot(number)).collect())
+            }
+            (Some(number), _) => (number, Vec::new()),
+            (None, None) => return Err(unknown(route.model.name.as_str())), // a policy is never taken back
+        };
+        let slot = route.slot(number).ok_or_else(|| no_version(&route.model, number))?;
+        let moves = arrival.is_some() && !Arc::ptr_eq(&pool, &slot.pool);
+        let arrival = if moves { Some(slot.pool.arrive()?) } else { arrival };
+        Ok(Resolved { serving, slot, mirrors, arrival })
+    }
+}
+
+/// Where work that grows with a request is done: what is large goes to the threads of its deployment, so that it takes no other's time.
+#[derive(Clone)]
+pub struct Desk(Arc<Threads>);
+
+impl Desk {
+    fn of(pool: &Pool) -> Self {
+        Self(pool.threads.load_full())
+    }
+
+    /// Does work of so many bytes. Errors: as the work's.
+    pub async fn work<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        if bytes < LARGE { work.await } else { self.0.run(Box::pin(work), true).await? }
+    }
+
+    /// Goes on with work there, whoever waits for it.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(Box::pin(work));
+    }
+}
+
 impl Resolved {
     /// The version that answers.
     pub fn version(&self) -> &Arc<Version> {
         &self.slot.version
     }
 
-    /// Does work that grows with the request, of so many bytes: what is large goes to the threads of its deployment, so that it takes no
-    /// other's time. Errors: as the work's.
-    pub async fn work<T: Send + 'static>(
-        &self,
-        bytes: usize,
-        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        if bytes < LARGE {
-            return work();
+    /// For the answer's bytes.
+    pub fn charge(&self) -> Charge {
+        self.slot.pool.bodies.charge()
+    }
+
+    /// Where its work is done.
+    pub fn desk(&self) -> Desk {
+        Desk::of(&self.slot.pool)
+    }
+
+    /// Gives the place in the deployment back, until [`Self::enter`]: a stream waits for its caller.
+    pub fn leave(&mut self) {
+        self.arrival = None;
+    }
+
+    /// Takes a place in the deployment again; waits for one. Errors: resource exhausted, when none came free before the deadline.
+    pub async fn enter(&mut self, deadline: Deadline) -> Result<(), Error> {
+        while self.arrival.is_none() {
+            match self.slot.pool.arrive() {
+                Ok(arrival) => self.arrival = Some(arrival),
+                Err(refusal) if Instant::now() + LOOK_AGAIN >= deadline.instant() => return Err(refusal),
+                Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
+            }
         }
-        let threads = self.slot.pool.threads.load_full();
-        threads.run(Box::pin(async move { work() }), true).await?
+        Ok(())
     }
 
     /// Notes how long reading the request and writing the response took.
@@ -133,15 +239,20 @@ impl Resolved {
         self.slot.recorder.codec(decode, encode);
     }
 
-    /// Answers, then shows the challengers a copy. `limit` bounds waiting and running together.
-    pub async fn infer(&self, mut request: InferRequest, limit: Duration) -> Result<Answer, Error> {
+    /// Answers, then shows the challengers a copy. `longest`: how long the host lets any request wait and run; what is made for the
+    /// response cache may take as long, because others wait for it too.
+    pub async fn infer(
+        &self,
+        mut request: InferRequest,
+        deadline: Deadline,
+        longest: Duration,
+    ) -> Result<Answer, Error> {
         request.conform(&self.slot.version.report.signature)?;
         let request = Arc::new(request);
         let start = Instant::now();
-        let deadline = Deadline::after(start, limit);
         let answer = if self.slot.version.package.response_cache {
             self.slot.check_available()?;
-            self.cached(&request, start, deadline).await?
+            self.cached(&request, start, deadline, longest).await?
         } else {
             self.run(&request, start, deadline).await?
         };
@@ -162,20 +273,26 @@ impl Resolved {
         Ok(Answer { outputs: Arc::new(outputs), queued: timing.queued, ran: timing.ran, cached: None })
     }
 
+    /// The one who makes an answer makes it for everybody who waits for it: its own deadline ends its waiting, not theirs.
     async fn cached(
         &self,
         request: &Arc<InferRequest>,
         start: Instant,
         deadline: Deadline,
+        longest: Duration,
     ) -> Result<Answer, Error> {
         let mut ran = None;
         let run = async {
-            let answer = self.run(request, Instant::now(), deadline).await?;
+            let begun = Instant::now();
+            let answer = self.run(request, begun, Deadline::after(begun, longest)).await?;
             let outputs = Arc::clone(&answer.outputs);
             ran = Some(answer);
             Ok(outputs)
         };
-        let found = self.serving.cache.answer(&self.slot.version, request, deadline.instant(), run).await;
+        let (version, asked) = (Arc::clone(&self.slot.version), Arc::clone(request));
+        let bytes = request.inputs.iter().map(|input| input.data().len()).sum();
+        let key = self.desk().work(bytes, async move { Ok(cache::key(&version, &asked)) }).await?;
+        let found = self.serving.cache.answer(key, deadline.instant(), run).await;
         let took = start.elapsed();
         let (outputs, cached) = found?;
         match cached {

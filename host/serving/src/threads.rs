@@ -65,6 +65,14 @@ impl Threads {
         AbortOnDropHandle::new(threads.spawn(job)).await.map_err(ended)
     }
 
+    /// Goes on with a job there.
+    pub(crate) fn spawn(&self, job: Job<()>) {
+        match self.handle() {
+            Some(threads) => drop(threads.spawn(job)),
+            None => drop(tokio::spawn(job)),
+        }
+    }
+
     /// Runs a job that waits for the disk to its end, whether or not somebody still waits for it: on a thread of its own, up to
     /// [`LOADING_AT_ONCE`].
     pub(crate) async fn load<T: Send + 'static>(&self, job: Job<T>) -> Result<T, Error> {

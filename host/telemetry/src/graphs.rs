@@ -85,15 +85,9 @@ pub(crate) fn encode(encoder: &mut DescriptorEncoder<'_>, versions: &[VersionUsa
 }
 
 fn histogram(mut metric: MetricEncoder<'_>, read: &Histogram, unit: f64) -> Result<(), Error> {
-    let Histogram { counts, sum } = read;
-    let buckets: Vec<(f64, u64)> =
-        counts.iter().enumerate().map(|(at, count)| (bound(at, unit), *count)).collect();
-    metric.encode_histogram::<NoLabelSet>(number(*sum) * unit, counts.iter().sum(), &buckets, None)
-}
-
-/// Of a class; the last has none.
-fn bound(class: usize, unit: f64) -> f64 {
-    if class + 1 == Histogram::CLASSES { f64::MAX } else { f64::from(1_u32 << class) * unit }
+    let bound = |bound: Option<u64>| bound.map_or(f64::MAX, |bound| number(bound) * unit);
+    let buckets: Vec<(f64, u64)> = read.classes().map(|(most, count)| (bound(most), count)).collect();
+    metric.encode_histogram::<NoLabelSet>(number(read.sum) * unit, read.counts.iter().sum(), &buckets, None)
 }
 
 fn labels(took: &VersionUsage, graph: &GraphStatus) -> [(&'static str, String); 5] {

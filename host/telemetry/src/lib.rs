@@ -1,6 +1,7 @@
 //! What operators watch: metrics in the Prometheus text format, and log lines.
 
 mod graphs;
+mod host;
 mod logs;
 mod metrics;
 mod statistics;
@@ -9,6 +10,7 @@ mod triton;
 mod usage;
 
 pub use graphs::ReadGpus;
+pub use host::{Clients, ReadClients};
 pub use logs::{LogFormat, log_level, set_log_level, start_logs};
 pub use metrics::{Metrics, agreement_label};
 pub use traces::{Finished, Trace, Traces};

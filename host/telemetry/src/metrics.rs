@@ -15,6 +15,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::graphs::{GpuCollector, ReadGpus};
+use crate::host::{ClientsCollector, ReadClients};
 use crate::statistics::Totals;
 use crate::triton::Recorders;
 use crate::usage::{ReadUsage, UsageCollector};
@@ -58,6 +59,7 @@ pub struct Metrics {
     recorders: Recorders,
     usage: UsageCollector,
     gpus: GpuCollector,
+    clients: ClientsCollector,
 }
 
 #[derive(Clone)]
@@ -106,11 +108,13 @@ impl Default for Metrics {
         registry.register("http_requests", "Requests on the public port by route and status", http.clone());
         let usage = UsageCollector::default();
         registry.register_collector(Box::new(usage.clone()));
+        let clients = ClientsCollector::default();
+        registry.register_collector(Box::new(clients.clone()));
         let mut registries = Registry::default();
         registries.register_collector(Box::new(recorders.clone()));
         let gpus = GpuCollector::default();
         registries.register_collector(Box::new(gpus.clone()));
-        Self { registry, triton: registries, families, http, recorders, usage, gpus }
+        Self { registry, triton: registries, families, http, recorders, usage, gpus, clients }
     }
 }
 
@@ -141,6 +145,11 @@ impl Metrics {
     /// Shows what deployments and versions hold and do, as `read` tells at each scrape. Only the first call counts.
     pub fn watch(&self, read: ReadUsage) {
         drop(self.usage.0.set(read));
+    }
+
+    /// Shows what clients hold, as `read` tells at each scrape. Only the first call counts.
+    pub fn watch_clients(&self, read: ReadClients) {
+        drop(self.clients.0.set(read));
     }
 
     /// Shows what the GPUs do, as `read` tells at each scrape. Only the first call counts.

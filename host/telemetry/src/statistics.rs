@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use modelhost_core::event::{Prediction, Role, Statistics, Tally};
+use modelhost_core::histogram::Counts;
 
 #[derive(Default)]
 pub(crate) struct Totals {
@@ -87,43 +88,21 @@ impl Totals {
     }
 }
 
-/// Classes of a duration for each doubling of it: a bound is at most a quarter above the shortest duration of its class.
-const PARTS: usize = 4;
-
-/// From 1 microsecond to over an hour.
-const CLASSES: usize = 32 * PARTS;
-
-/// Counts of durations, in classes whose width grows with the duration. Made when the first one comes.
+/// Counts of durations, from 1 microsecond to over an hour; a class's bound is at most a quarter above them. Made when the first one comes.
 #[derive(Default)]
-struct Latency(OnceLock<Box<[AtomicU64; CLASSES]>>);
+struct Latency(OnceLock<Box<Counts<4, 132>>>);
 
 impl Latency {
     fn add(&self, took: Duration) {
-        let classes = self.0.get_or_init(|| Box::new([const { AtomicU64::new(0) }; CLASSES]));
-        if let Some(class) = classes.get(class(u64::try_from(took.as_micros()).unwrap_or(u64::MAX))) {
-            class.fetch_add(1, Ordering::Relaxed);
-        }
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.0.get_or_init(Box::default).add(micros);
     }
 
     fn read(&self) -> Vec<(u64, u64)> {
-        let classes = self.0.get().into_iter().flat_map(|classes| classes.iter().enumerate());
-        let counts = classes.map(|(class, count)| (bound(class), count.load(Ordering::Relaxed)));
+        let Some(read) = self.0.get().map(|counts| counts.read()) else { return Vec::new() };
+        let counts = read.classes().map(|(bound, count)| (bound.unwrap_or(u64::MAX), count));
         counts.filter(|(_, count)| *count > 0).collect()
     }
-}
-
-/// The class of a duration in microseconds: its highest bit and the two below it.
-fn class(micros: u64) -> usize {
-    let micros = micros.max(1);
-    let octave = micros.ilog2();
-    let part = usize::try_from((u128::from(micros) << 2 >> octave) % PARTS as u128).unwrap_or(0);
-    (octave as usize * PARTS + part).min(CLASSES - 1)
-}
-
-/// The least duration, in microseconds, that is too long for a class.
-fn bound(class: usize) -> u64 {
-    let (octave, part) = (class / PARTS, class % PARTS);
-    ((PARTS + part + 1) as u64) << octave >> 2
 }
 
 #[derive(Default)]
@@ -152,15 +131,6 @@ impl AtomicTally {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_duration_lies_below_its_class_bound_and_not_far() {
-        for micros in (1..5000).chain([123_456, 10_000_000, 3_600_000_000]) {
-            let bound = bound(class(micros));
-            assert!(micros <= bound && bound * 4 <= micros * 5 + 4, "{micros} in a class up to {bound}");
-        }
-        assert_eq!(class(u64::MAX), CLASSES - 1);
-    }
 
     #[test]
     fn counts_by_class() {

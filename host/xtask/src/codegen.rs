@@ -1,4 +1,4 @@
-//! Generates what is committed: the gRPC messages and service, from `host/protocol/proto`, without protoc.
+//! Generates what is committed: the gRPC messages, from `host/protocol/proto`, without protoc.
 
 use std::fs;
 use std::path::Path;
@@ -36,6 +36,7 @@ fn generate(to: &Path) -> Result<()> {
     // Tensors stay slices of the request's buffer: `bytes::Bytes` instead of `Vec<u8>`.
     tonic_prost_build::configure()
         .build_client(false)
+        .build_server(false)
         .build_transport(false)
         .bytes(".")
         .out_dir(to)

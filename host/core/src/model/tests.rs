@@ -38,3 +38,44 @@ fn maps_keyed_by_name_are_looked_up_by_text() {
     let map = std::collections::HashMap::from([(ModelName::parse("a/b").unwrap(), 1)]);
     assert_eq!(map.get("a/b"), Some(&1));
 }
+
+fn spec(name: &str, shape: Vec<Option<u64>>, columns: Vec<Column>) -> TensorSpec {
+    TensorSpec { name: name.into(), dtype: crate::tensor::DType::Fp32, shape, columns: columns.into() }
+}
+
+fn column(name: &str, kind: ColumnKind) -> Column {
+    let (minimum, maximum) = (None, None);
+    Column { name: name.into(), kind, description: None, unit: None, minimum, maximum, missing: false }
+}
+
+fn check_inputs(inputs: Vec<TensorSpec>, expected: Result<(), &str>) {
+    let signature = Signature { inputs, outputs: vec![spec("y", vec![None], vec![])] };
+    match (signature.check(), expected) {
+        (Ok(()), Ok(())) => {}
+        (Err(error), Err(text)) => assert!(error.message.contains(text), "{error}"),
+        (came, expected) => panic!("{came:?} is not {expected:?}"),
+    }
+}
+
+#[test]
+fn a_signature_is_bounded() {
+    let many = |count: usize| (0..count).map(|at| spec(&at.to_string(), vec![], vec![])).collect();
+    check_inputs(many(MAX_TENSORS), Ok(()));
+    check_inputs(many(80_000), Err("the signature has 80000 inputs, more than 1024"));
+    check_inputs(vec![spec("x", vec![None; MAX_RANK], vec![])], Ok(()));
+    check_inputs(
+        vec![spec("x", vec![None; 10_000], vec![])],
+        Err("input \"x\": its shape has 10000 dimensions, more than 32"),
+    );
+    check_inputs(vec![spec("x\nINFO all is well", vec![], vec![])], Err("cannot be printed"));
+    check_inputs(vec![spec("x", vec![], vec![]); 2], Err("input \"x\" stands twice"));
+    let table = |columns: Vec<Column>| vec![spec("x", vec![None, Some(columns.len() as u64)], columns)];
+    let columns = |count: usize| (0..count).map(|at| column(&at.to_string(), ColumnKind::Numeric)).collect();
+    check_inputs(table(columns(MAX_COLUMNS)), Ok(()));
+    check_inputs(table(columns(MAX_COLUMNS + 1)), Err("it has 16385 columns, more than 16384"));
+    check_inputs(table(vec![column("a", ColumnKind::Numeric); 2]), Err("column \"a\" stands twice"));
+    let empty = ColumnKind::Categorical(vec![String::new(); 100_000]);
+    check_inputs(table(vec![column("a", empty)]), Err("more than 1048576 bytes"));
+    let long = Column { description: Some("x".repeat(2 << 20)), ..column("a", ColumnKind::Numeric) };
+    check_inputs(table(vec![long]), Err("more than 1048576 bytes"));
+}

@@ -20,6 +20,44 @@ fn holds_exactly_what_its_shape_announces() {
 }
 
 #[test]
+fn a_tensor_without_elements_announces_few_rows() {
+    for shape in [&[3, 0][..], &[0, 5], &[0, 3, 4096, 4096], &[1 << 16, 0], &[0, 1 << 42]] {
+        check(DType::Fp32, shape, &[], Ok(()));
+    }
+    for shape in [&[1 << 42, 0][..], &[1 << 9, 1 << 9, 0], &[(1 << 16) + 1, 0, 0]] {
+        check(DType::Fp32, shape, &[], Err("empty rows, more than 65536"));
+        check(DType::Bytes, shape, &[], Err("empty rows"));
+    }
+    check(DType::Fp32, &[0, 1 << 42, 1 << 42], &[], Err("too many elements"));
+}
+
+#[test]
+fn a_rank_is_bounded() {
+    check(DType::Uint8, &[1; MAX_RANK], &[0], Ok(()));
+    check(DType::Uint8, &[1; MAX_RANK + 1], &[0], Err("its shape has 33 dimensions, more than 32"));
+    check(DType::Uint8, &vec![1; 1 << 20], &[0], Err("1048576 dimensions"));
+}
+
+#[test]
+fn a_name_is_short_and_stays_on_its_line() {
+    let long = "x".repeat(MAX_NAME + 1);
+    for (name, expected) in [
+        ("x", true),
+        ("/model/StatefulPartitionedCall:0", true),
+        ("größe in m²", true),
+        (&long[1..], true),
+        ("", false),
+        (&long, false),
+        ("a\nb", false),
+        ("a\u{1b}[2J", false),
+        ("a\u{2028}b", false),
+        ("a\u{202e}b", false),
+    ] {
+        assert_eq!(check_name(name).is_ok(), expected, "{name:?}");
+    }
+}
+
+#[test]
 fn refuses_bool_bytes_other_than_0_and_1() {
     check(DType::Bool, &[2], &[0, 1], Ok(()));
     check(DType::Bool, &[2], &[0, 2], Err("neither 0 nor 1"));

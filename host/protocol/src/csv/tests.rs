@@ -41,6 +41,7 @@ fn reads_what_spreadsheets_write() {
 fn names_record_and_field() {
     check("age,height\n", Err("field \"height\": is not a column"));
     check("age,age\n", Err("\"age\" stands twice"));
+    check("user,user\n", Err("\"user\" stands twice"));
     check("age\n1\nx\n", Err("record 1, field \"age\": \"x\" is not a number"));
     check("purpose\ncar\n", Err("record 0, field \"age\": is missing"));
     check("age,purpose\n1,boat\n", Err("record 0, field \"purpose\": \"boat\" is not one of"));

@@ -59,11 +59,7 @@ pub fn decode(body: &Bytes, json: usize) -> Result<(InferRequest, ReplyForm), Er
         }
         "inputs" => reader.array(|reader| {
             check_count("inputs", request.inputs.len())?;
-            let input = read_tensor(reader, request.inputs.len(), &mut binary)?;
-            if request.inputs.iter().any(|earlier| earlier.name() == input.name()) {
-                return Err(Error::invalid(format!("input {:?} is given twice", input.name())));
-            }
-            request.inputs.push(input);
+            request.inputs.push(read_tensor(reader, request.inputs.len(), &mut binary)?);
             Ok(())
         }),
         "outputs" => reader.array(|reader| {
@@ -306,8 +302,6 @@ mod tests {
             &input(r#"{"name":"x","shape":[1],"datatype":"FLOAT","data":[1]}"#),
             Err("\"FLOAT\" is not one of"),
         );
-        let x = r#"{"name":"x","shape":[1],"datatype":"FP32","data":[1]}"#;
-        check(&input(&format!("{x},{x}")), Err("input \"x\" is given twice"));
         check(r#"{"parameters":{"a":{"b":1}}}"#, Err("parameter \"a\" is not a string"));
         check(r#"{"outputs":[{"name":"y"},{"name":"y"}]}"#, Err("asked for twice"));
         let huge = r#"{"name":"x","shape":[18446744073709551615,2],"datatype":"FP32","data":[1]}"#;

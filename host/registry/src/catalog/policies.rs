@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
+use modelhost_core::name::check_in_path;
 use modelhost_core::routing::Policy;
 use modelhost_core::version::{Model, Snapshot, Version};
 use sqlx::{Row, Sqlite, Transaction};
@@ -116,7 +117,7 @@ impl Catalog {
         prepare: impl AsyncFnOnce(Vec<Arc<Version>>) -> Result<(), Error>,
         publish: impl FnOnce(Arc<Snapshot>),
     ) -> Result<(), Error> {
-        check_alias(alias)?;
+        check_in_path("alias", alias, &WORDS_AFTER_A_MODEL)?;
         let before = find(&self.snapshot(), name)?;
         if let Some(number) = number {
             prepare(vec![find_version(&before, number)?]).await?;
@@ -189,25 +190,7 @@ fn versions_of(model: &Model, policy: &Policy) -> Result<Vec<Arc<Version>>, Erro
 }
 
 /// What stands where an alias may stand, in `/models/{prefix}/{name}/…`.
-const AFTER_A_MODEL: [&str; 6] = ["ping", "health", "version", "invocations", "docs", "openapi.json"];
-
-fn check_alias(alias: &str) -> Result<(), Error> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if alias.is_empty() || alias.len() > 64 || !alias.bytes().all(allowed) {
-        return Err(Error::invalid(format!(
-            "alias {alias:?} is not 1 to 64 letters, digits, '.', '_' or '-'"
-        )));
-    }
-    if AFTER_A_MODEL.contains(&alias) {
-        return Err(Error::invalid(format!(
-            "alias {alias:?} is reserved: it follows a model's name in a URL"
-        )));
-    }
-    match ModelVersion::parse(alias) {
-        Ok(_) => Err(Error::invalid(format!("alias {alias:?} would be taken for a version"))),
-        Err(_) => Ok(()),
-    }
-}
+const WORDS_AFTER_A_MODEL: [&str; 6] = ["ping", "health", "version", "invocations", "docs", "openapi.json"];
 
 /// The model, its policy in force, and where that one's rollback returns to.
 pub(super) async fn policy_ids(

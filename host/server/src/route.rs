@@ -5,7 +5,7 @@ use modelhost_serving::Target;
 
 /// What a path names.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Route<'a> {
+pub(crate) enum Route<'a> {
     Root,
     Metrics,
     ServerMetadata,
@@ -40,7 +40,7 @@ pub(super) enum Route<'a> {
 
 impl<'a> Route<'a> {
     /// What the path names, if it names anything.
-    pub(super) fn parse(path: &'a str) -> Option<Self> {
+    pub(crate) fn parse(path: &'a str) -> Option<Self> {
         let first = path.strip_prefix('/')?.split('/').next()?;
         match first {
             "v2" => open_inference(path.strip_prefix("/v2")?),
@@ -56,7 +56,7 @@ impl<'a> Route<'a> {
     }
 
     /// The methods it answers.
-    pub(super) fn methods(&self) -> &'static [Method] {
+    pub(crate) fn methods(&self) -> &'static [Method] {
         match self {
             Self::Infer(_) | Self::Index | Self::Load(_) | Self::Unload(_) => &[Method::POST],
             Self::V1Predict(_) | Self::V1Unsupported(..) | Self::Invocations(_) => &[Method::POST],
@@ -66,7 +66,7 @@ impl<'a> Route<'a> {
     }
 
     /// The metric label.
-    pub(super) fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Root => "root",
             Self::Metrics => "metrics",

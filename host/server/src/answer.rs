@@ -7,21 +7,36 @@ use modelhost_core::error::{Error, ErrorCode};
 use modelhost_protocol::{oip_rest, status};
 
 use crate::body::{ResponseBody, whole};
+use crate::dialects::JSON;
+use crate::guard;
 
-pub(super) const JSON: &str = "application/json";
+pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 
 /// A body of this media type.
-pub(super) fn body(media_type: &'static str, body: impl Into<Bytes>) -> Response<ResponseBody> {
+pub(crate) fn body(media_type: &'static str, body: impl Into<Bytes>) -> Response<ResponseBody> {
     let mut response = Response::new(whole(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
 }
 
-pub(super) fn json(value: &serde_json::Value) -> Response<ResponseBody> {
+pub(crate) fn json(value: &serde_json::Value) -> Response<ResponseBody> {
     body(JSON, value.to_string())
 }
 
-pub(super) fn wrong_method(allowed: &[Method]) -> Response<ResponseBody> {
+/// A page holds what callers typed: nothing in it may run.
+pub(crate) const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// The viewer runs from its files, styles what it shows, and asks this host.
+pub(crate) const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
+
+/// A page, which nobody may frame.
+pub(crate) fn page(mut response: Response<ResponseBody>, policy: &'static str) -> Response<ResponseBody> {
+    guard::protect(response.headers_mut(), policy);
+    response
+}
+
+pub(crate) fn wrong_method(allowed: &[Method]) -> Response<ResponseBody> {
     let allowed = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
     let mut response = json(&serde_json::json!({"error": format!("only {allowed} is answered here")}));
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;

@@ -5,12 +5,12 @@ use modelhost_protocol::control::{LogSettings, TraceSettings};
 use modelhost_protocol::oip_rest;
 use modelhost_serving::Target;
 
-use super::answer::json;
-use super::{Answer, Call, Public};
+use crate::answer::json;
+use crate::public::{Answer, Call, Public};
 
 impl Public {
     pub(super) async fn log_settings(&self, call: &mut Call) -> Answer {
-        let asked = oip_rest::read_log_settings(&self.collect(call).await?)?;
+        let asked = oip_rest::read_log_settings(&self.collect_control(call).await?)?;
         Ok(json(&oip_rest::log_settings(self.set_logs(asked)?)))
     }
 
@@ -18,7 +18,7 @@ impl Public {
         if let Some(target) = target {
             self.serving.describe(target)?;
         }
-        let asked = oip_rest::read_trace_settings(&self.collect(call).await?)?;
+        let asked = oip_rest::read_trace_settings(&self.collect_control(call).await?)?;
         if target.is_some() && asked != TraceSettings::default() {
             let text = "trace settings are the whole host's: set them at /v2/trace/setting";
             return Err(Error::new(ErrorCode::Unsupported, text));

@@ -1,0 +1,142 @@
+//! Bytes of requests and answers that are held at once, by a deployment and by the host.
+//!
+//! A quarter of a budget is kept for what is small: a few callers who send a lot cannot keep out everybody else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, ErrorCode};
+
+/// Who holds more bytes than this does not get at the part that is kept for small ones.
+const SMALL: u64 = 256 << 10;
+
+/// How many bytes may be held at once; one budget may lie within another.
+#[derive(Debug)]
+pub struct ByteBudget {
+    owner: String,
+    limit: u64,
+    used: AtomicU64,
+    within: Option<Arc<ByteBudget>>,
+}
+
+impl ByteBudget {
+    /// At most `limit` bytes. `owner` is named when they do not suffice, e.g. `this host`.
+    pub fn new(owner: impl Into<String>, limit: u64) -> Arc<Self> {
+        Arc::new(Self { owner: owner.into(), limit, used: AtomicU64::new(0), within: None })
+    }
+
+    /// A part of this budget: what it takes is taken here too.
+    pub fn part(self: &Arc<Self>, owner: impl Into<String>, limit: u64) -> Arc<Self> {
+        Arc::new(Self { owner: owner.into(), limit, used: AtomicU64::new(0), within: Some(Arc::clone(self)) })
+    }
+
+    /// Takes nothing yet.
+    pub fn charge(self: &Arc<Self>) -> Charge {
+        Charge { budget: Arc::clone(self), bytes: 0 }
+    }
+
+    /// Bytes that are held now.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, bytes: u64, is_small: bool) -> Result<(), Error> {
+        let limit = if is_small { self.limit } else { self.limit - self.limit / 4 };
+        if bytes > limit {
+            return Err(self.full(self.used()));
+        }
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        let taken = match &self.within {
+            _ if before + bytes > limit => Err(self.full(before)),
+            Some(outer) => outer.take(bytes, is_small),
+            None => Ok(()),
+        };
+        if taken.is_err() {
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    fn full(&self, used: u64) -> Error {
+        let (used, limit) = (used >> 20, self.limit >> 20);
+        let text =
+            format!("{} holds {used} of the {limit} MiB that requests and answers may take", self.owner);
+        Error::new(ErrorCode::ResourceExhausted, text)
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(outer) = &self.within {
+            outer.give_back(bytes);
+        }
+    }
+}
+
+/// Bytes that somebody holds; gives them back when it is dropped.
+#[derive(Debug)]
+pub struct Charge {
+    budget: Arc<ByteBudget>,
+    bytes: u64,
+}
+
+impl Charge {
+    /// Takes more. Errors: resource exhausted, naming whose budget is used up; nothing more is taken then.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), Error> {
+        let bytes = bytes as u64;
+        self.budget.take(bytes, self.bytes.saturating_add(bytes) <= SMALL)?;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Gives back what is above this.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let more = self.bytes.saturating_sub(bytes as u64);
+        self.budget.give_back(more);
+        self.bytes -= more;
+    }
+
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_takes_from_the_whole() {
+        let host = ByteBudget::new("this host", 10);
+        let (one, two) = (host.part("deployment a", 8), host.part("deployment b", 8));
+        let (mut a, mut b) = (one.charge(), two.charge());
+        assert_eq!(a.grow(6), Ok(()));
+        assert!(b.grow(5).unwrap_err().message.starts_with("this host holds"));
+        assert_eq!((host.used(), two.used()), (6, 0), "what is refused is not taken");
+        assert!(a.grow(3).unwrap_err().message.starts_with("deployment a holds"));
+        assert_eq!(b.grow(4), Ok(()));
+        drop(a);
+        assert_eq!((host.used(), one.used(), two.used()), (4, 0, 4));
+        b.shrink_to(1);
+        assert_eq!((host.used(), two.used()), (1, 1));
+        assert!(b.grow(usize::MAX).is_err());
+        drop(b);
+        assert_eq!(host.used(), 0);
+    }
+
+    #[test]
+    fn what_is_large_leaves_room_for_what_is_small() {
+        let budget = ByteBudget::new("this host", 4 << 20);
+        let (mut large, mut small) = (budget.charge(), budget.charge());
+        assert!(large.grow((3 << 20) + 1).is_err());
+        assert_eq!(large.grow(3 << 20), Ok(()));
+        assert!(budget.charge().grow((256 << 10) + 1).is_err());
+        assert_eq!(small.grow(256 << 10), Ok(()));
+    }
+}

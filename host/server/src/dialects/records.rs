@@ -1,0 +1,29 @@
+//! The short form: JSON records.
+
+use bytes::Bytes;
+use modelhost_core::error::Error;
+use modelhost_core::infer::InferRequest;
+use modelhost_core::tensor::Tensor;
+use modelhost_core::version::Version;
+use modelhost_protocol::records;
+use modelhost_serving::Resolved;
+
+use super::JSON;
+use crate::pipeline::{Choice, Dialect, Encoded};
+
+#[derive(Clone)]
+pub(crate) struct Records;
+
+impl Dialect for Records {
+    type Form = ();
+
+    fn decode(&self, content: &Bytes, choice: Choice) -> Result<(Resolved, InferRequest, ()), Error> {
+        let (resolved, sticky) = choice.by_field(|field| records::first_field(content, field))?;
+        let request = records::decode(content, resolved.version(), sticky.as_deref())?;
+        Ok((resolved, request, ()))
+    }
+
+    fn encode(&self, version: &Version, outputs: &[Tensor], (): ()) -> Result<Encoded, Error> {
+        Ok(Encoded::new(JSON, records::encode(version, outputs)?))
+    }
+}

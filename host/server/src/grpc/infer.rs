@@ -1,0 +1,277 @@
+//! ModelInfer and ModelStreamInfer: messages on the way that every prediction takes.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::StreamBody;
+use hyper::body::{Frame, Incoming};
+use hyper::header::HeaderMap;
+use hyper::{Request, Response};
+use modelhost_core::error::Error;
+use modelhost_core::infer::InferRequest;
+use modelhost_core::tensor::Tensor;
+use modelhost_core::version::Version;
+use modelhost_protocol::{ReplyForm, oip_grpc, status};
+use modelhost_serving::{Resolved, Target};
+use prost::Message;
+use tokio::sync::mpsc;
+
+use super::frames::{Begun, Frames, framed};
+use super::{GRPC, refuse_request, respond, target, trailers};
+use crate::answer::shown;
+use crate::body::{ResponseBody, streamed};
+use crate::coding::Coding;
+use crate::exchange::{Exchange, Stage};
+use crate::pipeline::{self, Choice, Dialect, Encoded};
+use crate::public::Public;
+use crate::watch::Watch;
+
+/// Answers of a stream that wait for the client to read them.
+const AHEAD: usize = 2;
+
+/// The protocol's messages as a dialect.
+#[derive(Clone)]
+struct Grpc {
+    /// As they stand in the message.
+    model: String,
+    version: String,
+    /// Bytes that a decoded message may take.
+    most: usize,
+    /// The answer is wrapped for a stream.
+    streams: bool,
+}
+
+impl Grpc {
+    fn target(&self) -> Target<'_> {
+        target(&self.model, &self.version)
+    }
+}
+
+impl Dialect for Grpc {
+    type Form = (Option<String>, ReplyForm);
+
+    fn decode(&self, content: &Bytes, choice: Choice) -> Result<(Resolved, InferRequest, Self::Form), Error> {
+        let (mut request, form) = oip_grpc::read(content, (&self.model, &self.version), self.most)?;
+        let (resolved, _) = choice.by_field(|field| request.parameter(field))?;
+        let id = request.id.take();
+        Ok((resolved, request, (id, form)))
+    }
+
+    fn encode(
+        &self,
+        version: &Version,
+        outputs: &[Tensor],
+        (id, form): Self::Form,
+    ) -> Result<Encoded, Error> {
+        let response = oip_grpc::encode(version, id, outputs, &form)?;
+        let message = if self.streams {
+            oip_grpc::pb::ModelStreamInferResponse {
+                error_message: String::new(),
+                infer_response: Some(response),
+            }
+            .encode_to_vec()
+        } else {
+            response.encode_to_vec()
+        };
+        Ok(Encoded::new(GRPC, message))
+    }
+}
+
+/// One call of one message. Dropped, and the guest stopped, when the caller goes away.
+pub(super) async fn infer(public: &Arc<Public>, request: Request<Incoming>) -> Response<ResponseBody> {
+    let (mut head, body) = request.into_parts();
+    let watch = head.extensions.remove::<Arc<Watch>>();
+    let limit = limit(public, &head.headers);
+    let mut exchange = Exchange::begin(public, "grpc_infer", &head.headers, watch, limit);
+    let answer = one(&mut exchange, &head.headers, body).await;
+    match answer {
+        Ok(answer) => {
+            exchange.answered(200, answer.encoded.body.len() as u64);
+            let (body, until) = (answer.encoded.body, exchange.read_by());
+            let body = match &exchange.watch {
+                Some(watch) => watch.send(body, Some(answer.charge), until),
+                None => body,
+            };
+            respond(framed(body, answer.coding.is_some()), answer.coding, exchange.headers())
+        }
+        Err(error) => {
+            exchange.answered(status::http(error.code), 0);
+            let mut refused = refuse_request(&error, &exchange.request_id);
+            refused.metadata_mut().as_mut().extend(exchange.headers());
+            refused.into_http()
+        }
+    }
+}
+
+async fn one(
+    exchange: &mut Exchange,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<pipeline::Answer, Error> {
+    exchange.stage = Stage::Body;
+    let most = exchange.public().max_body_bytes;
+    let mut frames = Frames::new(headers, body, most, exchange.watch.clone())?;
+    let begun = frames.begin(exchange.deadline.instant()).await?;
+    let begun = begun.ok_or_else(|| Error::invalid("body: it has no message"))?;
+    let mut id = String::new();
+    answer(exchange, headers, &mut frames, &begun, false, &mut id).await
+}
+
+/// Answers a message of which the start has come; notes its id.
+async fn answer(
+    exchange: &mut Exchange,
+    headers: &HeaderMap,
+    frames: &mut Frames,
+    begun: &Begun,
+    streams: bool,
+    id: &mut String,
+) -> Result<pipeline::Answer, Error> {
+    let start = begun.start().await;
+    let names = oip_grpc::names(&start);
+    names.id.clone_into(id);
+    let (model, version) = (names.model.to_owned(), names.version.to_owned());
+    let public = Arc::clone(exchange.public());
+    let dialect = Grpc { model, version, most: public.max_body_bytes, streams };
+    let place = match public.serving.admit(dialect.target()) {
+        Ok(place) => place,
+        Err(error) if streams => {
+            // The stream goes on, so what is left of the message must be read.
+            let charge = public.serving.bodies().charge();
+            frames.finish(begun, charge, exchange.deadline.instant()).await?;
+            return Err(error);
+        }
+        Err(error) => return Err(error),
+    };
+    let content = frames.finish(begun, place.charge(), exchange.deadline.instant()).await?;
+    let accepts = content.coding.filter(|coding| accepted(headers, *coding));
+    pipeline::answer(exchange, headers, place, content, dialect, accepts).await
+}
+
+/// Whether an answer may be compressed so: callers who compress accept what they use, unless they say otherwise.
+fn accepted(headers: &HeaderMap, coding: Coding) -> bool {
+    let accepted = headers.get("grpc-accept-encoding").and_then(|value| value.to_str().ok());
+    accepted.is_none_or(|names| names.split(',').any(|name| Coding::grpc(name.trim()) == Some(coding)))
+}
+
+/// How long the host takes for a call, or the caller waits, whichever is shorter.
+fn limit(public: &Public, headers: &HeaderMap) -> Duration {
+    let asked = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
+    asked.map_or(public.request_timeout, |asked| asked.min(public.request_timeout))
+}
+
+/// Digits and a unit. Source: the gRPC over HTTP/2 specification, "Timeout".
+fn grpc_timeout(text: &[u8]) -> Option<Duration> {
+    let (unit, digits) = text.split_last()?;
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(number.checked_mul(3600)?),
+        b'M' => Duration::from_secs(number.checked_mul(60)?),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        b'u' => Duration::from_micros(number),
+        b'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+type Piece = Result<Frame<Bytes>, Infallible>;
+
+/// A call of many messages: answers in the order asked, one after another. A failure is a message of the stream, which goes on, unless
+/// the caller asked for gRPC errors (`triton_grpc_error: true`): then it ends the stream. It ends, too, when no message comes for a while.
+pub(super) fn stream(public: &Arc<Public>, request: Request<Incoming>) -> Response<ResponseBody> {
+    let (mut head, body) = request.into_parts();
+    let watch = head.extensions.remove::<Arc<Watch>>();
+    let (sender, pieces) = mpsc::channel(AHEAD);
+    let call = Stream { public: Arc::clone(public), headers: head.headers, watch, answers: sender };
+    tokio::spawn(call.run(body));
+    let pieces = stream::unfold(pieces, async |mut pieces| Some((pieces.recv().await?, pieces)));
+    let mut response = Response::new(streamed(StreamBody::new(pieces)));
+    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static(GRPC));
+    response
+}
+
+struct Stream {
+    public: Arc<Public>,
+    headers: HeaderMap,
+    watch: Option<Arc<Watch>>,
+    answers: mpsc::Sender<Piece>,
+}
+
+impl Stream {
+    async fn run(self, body: Incoming) {
+        let _open = self.watch.as_ref().map(Watch::open);
+        let ended = tokio::select! {
+            ended = self.messages(body) => ended,
+            () = self.answers.closed() => return,
+        };
+        let last = trailers(ended.err().map(|error| refuse_request(&error, "")));
+        drop(self.answers.send(Ok(Frame::trailers(last))).await); // a caller who left needs no end
+    }
+
+    async fn messages(&self, body: Incoming) -> Result<(), Error> {
+        let (headers, most) = (&self.headers, self.public.max_body_bytes);
+        let mut frames = Frames::new(headers, body, most, self.watch.clone())?;
+        let as_status = headers.get("triton_grpc_error").is_some_and(|value| value == "true");
+        let limit = limit(&self.public, headers);
+        let end = headers.get("grpc-timeout").map(|_| Instant::now() + limit);
+        loop {
+            let idle = Instant::now() + self.public.patience.idle;
+            let Some(begun) = frames.begin(end.map_or(idle, |end| end.min(idle))).await? else {
+                return Ok(());
+            };
+            let left = end.map_or(limit, |end| end.saturating_duration_since(Instant::now()));
+            let mut exchange = Exchange::begin(&self.public, "grpc_infer", headers, self.watch.clone(), left);
+            let mut id = String::new();
+            exchange.stage = Stage::Body;
+            match answer(&mut exchange, headers, &mut frames, &begun, true, &mut id).await {
+                Ok(mut answer) => {
+                    exchange.answered(200, answer.encoded.body.len() as u64);
+                    let body = std::mem::take(&mut answer.encoded.body);
+                    let body = match &self.watch {
+                        Some(watch) => watch.send(body, Some(answer.charge), exchange.read_by()),
+                        None => body,
+                    };
+                    self.send(framed(body, answer.coding.is_some())).await;
+                }
+                Err(error) => {
+                    exchange.answered(status::http(error.code), 0);
+                    if as_status || frames.is_broken() {
+                        return Err(shown(&error, &exchange.request_id));
+                    }
+                    let failure = oip_grpc::stream_failure(id, &shown(&error, &exchange.request_id));
+                    self.send(framed(failure.encode_to_vec().into(), false)).await;
+                }
+            }
+        }
+    }
+
+    async fn send(&self, pieces: Vec<Bytes>) {
+        let _turn = self.watch.as_ref().map(Watch::clients_turn);
+        for piece in pieces {
+            drop(self.answers.send(Ok(Frame::data(piece))).await); // `run` sees when nobody reads on
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_have_units() {
+        for (text, expected) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("20m", Some(Duration::from_millis(20))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("5", None),
+            ("x", None),
+            ("", None),
+        ] {
+            assert_eq!(grpc_timeout(text.as_bytes()), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Sockets: accept, serve, drain. Bounds what a slow or greedy client can hold.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::{Body, Incoming};
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use modelhost_core::error::{Error, ErrorCode};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::watch::{Connections, Entered, Order, Watched};
+
+/// HTTP/2 streams that one connection may have open.
+const MAX_STREAMS: u32 = 256;
+
+/// Bytes that a client may send ahead of its reader, on one stream and on one connection. Nobody is charged for them, so they are few.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Largest HTTP/2 frame: large tensors in few pieces.
+const MAX_FRAME: u32 = 1 << 20;
+
+/// Bytes that hyper reads ahead on an HTTP/1 connection, and the longest head.
+const READ_AHEAD: usize = 128 << 10;
+
+/// How often connections are looked at.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// The share of all connections that one look makes room for.
+const EVICTED: usize = 64;
+
+/// How long a newcomer waits for room.
+const ROOM: Duration = Duration::from_secs(1);
+
+/// One listening socket's settings.
+pub(crate) struct Listener {
+    pub(crate) socket: TcpListener,
+    pub(crate) max_connections: usize,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) drain_timeout: Duration,
+}
+
+/// Binds. Port 0: any free one. Errors: conflict, naming the address.
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| Error::new(ErrorCode::Conflict, format!("cannot listen on {address}: {error}")))
+}
+
+impl Listener {
+    /// Serves until `stop` turns true, then lets requests finish for the drain timeout. Requests carry their connection's watch.
+    pub(crate) async fn serve<S, B>(self, service: S, mut stop: watch::Receiver<bool>)
+    where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let places = Arc::new(Semaphore::new(self.max_connections));
+        let connections = Arc::clone(&self.connections);
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.socket.accept() => accepted,
+                _ = sweep.tick() => {
+                    connections.sweep();
+                    continue;
+                }
+                () = async { drop(stop.wait_for(|stop| *stop).await) } => break,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, say: others must close first.
+                    tracing::warn!(%error, "a connection was not accepted");
+                    connections.make_room(self.evicted());
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                }
+            };
+            let Some(place) = self.place(&places).await else { continue };
+            tokio::spawn(serve_one(stream, connections.enter(), place, service.clone()));
+        }
+        drop(self.socket);
+        connections.tell_all(Order::Finish);
+        let all = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
+        if tokio::time::timeout(self.drain_timeout, places.acquire_many(all)).await.is_err() {
+            tracing::warn!(
+                connections = connections.count(),
+                "clients were still there when the drain timeout ended"
+            );
+            connections.tell_all(Order::Cut);
+        }
+    }
+
+    /// A place for one more connection: a free one, or one of a client that has been silent for longest.
+    async fn place(&self, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+            return Some(place);
+        }
+        self.connections.make_room(self.evicted());
+        let place = tokio::time::timeout(ROOM, Arc::clone(places).acquire_owned()).await;
+        if place.is_err() {
+            tracing::warn!(
+                max_connections = self.max_connections,
+                "every connection is at work: one more was closed"
+            );
+        }
+        place.ok()?.ok()
+    }
+
+    fn evicted(&self) -> usize {
+        (self.max_connections / EVICTED).max(1)
+    }
+}
+
+/// Serves one connection to its end, or to the one that its watch orders.
+async fn serve_one<S, B>(stream: TcpStream, entered: Entered, place: OwnedSemaphorePermit, service: S)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+    S::Future: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    drop(stream.set_nodelay(true)); // an optimisation; the connection works without
+    let watch = Arc::clone(&entered.watch);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let open = watch.open();
+        request.extensions_mut().insert(Arc::clone(&watch));
+        let answer = service.call(request);
+        async move {
+            let answer = answer.await;
+            drop(open);
+            answer
+        }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // The watch has the clocks.
+    builder.http1().header_read_timeout(None).max_buf_size(READ_AHEAD);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME);
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(&entered.watch)));
+    let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended early");
+                }
+                break;
+            }
+            order = entered.watch.told() => match order {
+                Order::Finish => connection.as_mut().graceful_shutdown(),
+                Order::Cut => break,
+            },
+        }
+    }
+    drop(place);
+}

@@ -1,0 +1,303 @@
+//! Callers who mean harm, by connections, bodies and streams: what they hold is bounded, and everybody else is served meanwhile.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use bytes::Bytes;
+use modelhost_protocol::oip_grpc::pb;
+use modelhost_server::Config;
+use modelhost_tests::{Host, Package, x};
+use prost::Message;
+use serde_json::json;
+
+const INFER: &str = "/v2/models/demo/m/infer";
+
+fn host(change: impl FnOnce(&mut Config)) -> Host {
+    let host = Host::start_with(change);
+    host.client.register("demo/m", &Package::fault("echo", ""), true);
+    host
+}
+
+fn connect(url: &str) -> TcpStream {
+    let stream = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream
+}
+
+fn is_served(host: &Host) {
+    assert_eq!(host.client.post(INFER, &x(&[1.0])).status, 200);
+}
+
+/// What a gauge of the host says, once it says so; panics when it does not within half a minute.
+fn wait_for(host: &Host, gauge: &str) {
+    for _ in 0..300 {
+        let metrics = host.client.get("/metrics").body;
+        if metrics.as_str().unwrap().lines().any(|line| line == gauge) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("{gauge} never came: {}", host.client.get("/metrics").body);
+}
+
+#[test]
+fn silent_connections_hold_no_place() {
+    let host = host(|config| config.max_connections = 20);
+    for first in [&b""[..], b"P", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"] {
+        let silent: Vec<_> = (0..50)
+            .map(|_| {
+                let mut stream = connect(&host.client.url);
+                drop(stream.write_all(first)); // it may be closed for another already
+                stream
+            })
+            .collect();
+        is_served(&host);
+        drop(silent);
+    }
+    let silent: Vec<_> = (0..300).map(|_| connect(&host.client.admin)).collect();
+    assert_eq!(host.client.admin("GET", "/models", &json!(null)).unwrap().status, 200);
+    drop(silent);
+}
+
+#[test]
+fn silent_connections_are_closed_in_time() {
+    let host = host(|config| {
+        config.header_timeout_ms = 300;
+        config.idle_timeout_ms = 600;
+    });
+    for first in [&b""[..], b"GET /v2", b"GET /v2 HTTP/1.1\r\nHost: h\r\n\r\n"] {
+        let mut stream = connect(&host.client.url);
+        stream.write_all(first).unwrap();
+        let mut rest = Vec::new();
+        drop(stream.read_to_end(&mut rest)); // ends when the host closes; a host that waits fails by the read's timeout
+        assert!(stream.read(&mut [0]).is_ok_and(|read| read == 0), "{first:?} is still open");
+    }
+    is_served(&host);
+}
+
+#[test]
+fn a_full_host_still_stops() {
+    let host = host(|config| {
+        config.max_connections = 4;
+        config.drain_timeout_ms = 60_000;
+    });
+    let silent: Vec<_> = (0..8).map(|_| connect(&host.client.url)).collect();
+    host.stop();
+    drop(silent);
+}
+
+#[test]
+fn answers_that_nobody_reads_are_let_go() {
+    let host = host(|config| {
+        config.header_timeout_ms = 300;
+        config.request_timeout_ms = 2000;
+    });
+    let body = x(&vec![1.0; 1 << 20]).to_string();
+    let mut greedy = Vec::new();
+    for _ in 0..4 {
+        let mut stream = connect(&host.client.url);
+        let head = format!("POST {INFER} HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body.as_bytes()).unwrap();
+        greedy.push(stream);
+    }
+    // The scrape's own connection is the one that stays.
+    wait_for(&host, "modelhost_connections{port=\"public\"} 1.0");
+    wait_for(&host, "modelhost_held_bytes 0.0");
+    drop(greedy);
+}
+
+#[test]
+fn bodies_are_bounded_together_and_small_ones_find_room() {
+    let host = host(|config| config.bodies_mib = 4);
+    let large = x(&vec![1.0; 500_000]).to_string();
+    let url = format!("{}{INFER}", host.client.url);
+    let answer = host.client.send("POST", &url, large.as_bytes(), &[]).unwrap();
+    assert_eq!((answer.status, answer.headers["retry-after"].as_str()), (503, "1"), "{answer:?}");
+    assert!(answer.error().contains("MiB that requests and answers may take"), "{answer:?}");
+    // Somebody sends all but the last byte of what one deployment may hold.
+    let mut slow = connect(&host.client.url);
+    let head = format!("POST {INFER} HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", 3 << 19);
+    slow.write_all(head.as_bytes()).unwrap();
+    slow.write_all(&vec![b' '; (3 << 19) - 1]).unwrap();
+    is_served(&host);
+    drop(slow);
+    wait_for(&host, "modelhost_held_bytes 0.0");
+}
+
+#[test]
+fn what_names_no_model_is_not_read() {
+    let host = host(|_| {});
+    for (path, kind) in [
+        ("/models/no/model/", "application/x-www-form-urlencoded\r\nAccept: text/html"),
+        ("/models/no/model/", "text/csv"),
+        ("/v2/models/no/model/infer", "application/json"),
+        ("/v1/models/no/model:predict", "application/json"),
+        ("/models/no/model/invocations", "application/json"),
+    ] {
+        let mut stream = connect(&host.client.url);
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: h\r\nContent-Type: {kind}\r\nContent-Length: 1000000\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404"), "{path} {kind}: {answer}");
+    }
+}
+
+#[test]
+fn a_form_of_many_fields_is_refused() {
+    let host = host(|_| {});
+    let url = format!("{}/models/demo/m/", host.client.url);
+    let form = "&x=1".repeat(100_000);
+    let headers = [("content-type", "application/x-www-form-urlencoded"), ("accept", "text/html")];
+    let answer = host.client.send("POST", &url, form.as_bytes(), &headers).unwrap();
+    assert_eq!(answer.status, 400, "{answer:?}");
+    assert!(answer.body.as_str().unwrap().contains("more than 4096 fields"), "{answer:?}");
+}
+
+#[test]
+fn slow_csv_files_hold_no_place_in_their_deployment() {
+    let host = Host::start_with(|config| config.instances = 2);
+    host.client.register("demo/credit", &Package::folder("examples/credit-risk/xgboost"), true);
+    host.client.admin("PATCH", "/deployments/default", &json!({"instances": 1, "queue": 1})).unwrap();
+    let mut slow: Vec<_> = (0..8).map(|_| connect(&host.client.url)).collect();
+    for stream in &mut slow {
+        let head = "POST /models/demo/credit/ HTTP/1.1\r\nHost: h\r\nContent-Type: text/csv\r\nTransfer-Encoding: chunked\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(b"1\r\n\n\r\n").unwrap();
+    }
+    let (rows, _) = modelhost_tests::held_out("xgboost");
+    for _ in 0..10 {
+        assert_eq!(host.client.post("/models/demo/credit/", &rows).status, 200);
+    }
+}
+
+/// Calls ModelInfer with these bytes as the call's body, `ends` or not; returns the status and its text.
+fn grpc(host: &Host, body: &[u8], ends: bool) -> (String, String) {
+    grpc_within(host, body, ends, "60S")
+}
+
+fn grpc_within(host: &Host, body: &[u8], ends: bool, timeout: &str) -> (String, String) {
+    let timeout = timeout.to_owned();
+    let address = host.client.url.trim_start_matches("http://").to_owned();
+    let body = Bytes::copy_from_slice(body);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async move {
+        let stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let (client, connection) = h2::client::handshake(stream).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let request = ureq::http::Request::builder()
+            .method("POST")
+            .uri(format!("http://{address}/inference.GRPCInferenceService/ModelInfer"))
+            .header("content-type", "application/grpc")
+            .header("grpc-timeout", timeout)
+            .header("te", "trailers");
+        let mut client = client.ready().await.unwrap();
+        let (answer, mut sender) = client.send_request(request.body(()).unwrap(), false).unwrap();
+        sender.reserve_capacity(body.len());
+        let mut rest = body;
+        while !rest.is_empty() {
+            match std::future::poll_fn(|context| sender.poll_capacity(context)).await {
+                Some(Ok(room)) => sender.send_data(rest.split_to(room.min(rest.len())), false).unwrap(),
+                _ => break, // the host refused before it has read all
+            }
+        }
+        if ends {
+            drop(sender.send_data(Bytes::new(), true));
+        }
+        let (head, mut body) = answer.await.unwrap().into_parts();
+        while let Some(Ok(_)) = body.data().await {}
+        let last = body.trailers().await.ok().flatten().unwrap_or_default();
+        let field = |name: &str| {
+            let value = last.get(name).or_else(|| head.headers.get(name));
+            value.map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
+        };
+        connection.abort();
+        (field("grpc-status"), field("grpc-message").replace("%20", " "))
+    })
+}
+
+/// A message in its frame.
+fn framed(message: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    [&[0][..], &length, message].concat()
+}
+
+fn message(change: impl FnOnce(&mut pb::ModelInferRequest)) -> Vec<u8> {
+    let mut message = pb::ModelInferRequest {
+        model_name: "demo/m".into(),
+        inputs: vec![pb::model_infer_request::InferInputTensor {
+            name: "x".into(),
+            datatype: "FP32".into(),
+            shape: vec![1],
+            ..Default::default()
+        }],
+        raw_input_contents: vec![Bytes::from_static(&[0; 4])],
+        ..Default::default()
+    };
+    change(&mut message);
+    message.encode_to_vec()
+}
+
+#[test]
+fn grpc_messages_are_refused_before_they_are_decoded() {
+    let host = host(|config| config.max_body_bytes = 1 << 20);
+    let check = |message: &[u8], code: &str, text: &str| {
+        let (status, said) = grpc(&host, &framed(message), true);
+        assert!(status == code && said.contains(text), "{status} {said:?} is not {code} {text:?}");
+    };
+    check(&message(|_| {}), "0", "");
+    check(&message(|message| message.inputs = vec![Default::default(); 40_000]), "3", "more than 1024");
+    check(&message(|message| message.outputs = vec![Default::default(); 40_000]), "3", "more than 1024");
+    let twice = |message: &mut pb::ModelInferRequest| {
+        message.inputs.push(message.inputs[0].clone());
+        message.raw_input_contents.push(message.raw_input_contents[0].clone());
+    };
+    check(&message(twice), "3", "is given twice");
+    check(&[0xff; 1000], "5", "not registered");
+    let contents =
+        pb::InferTensorContents { bytes_contents: vec![Bytes::new(); 400_000], ..Default::default() };
+    let typed = |message: &mut pb::ModelInferRequest| message.inputs[0].contents = Some(contents);
+    check(&message(typed), "8", "typed contents");
+    let long = message(|message| message.id = "x".repeat(10_000));
+    let renamed = [long, message(|message| message.model_name = "demo/other".into())].concat();
+    check(&renamed, "3", "must stand once");
+    let (status, said) = grpc(&host, &[0, 0xff, 0xff, 0xff, 0xff], false);
+    assert!(status == "8" && said.contains("larger"), "{status} {said}");
+    is_served(&host);
+}
+
+#[test]
+fn grpc_messages_must_arrive_in_time() {
+    let host = host(|config| config.request_timeout_ms = 500);
+    let whole = framed(&message(|message| message.raw_input_contents[0] = vec![0; 100_000].into()));
+    for length in [0, 3, 5, 20, 50_000] {
+        let (status, said) = grpc(&host, &whole[..length], false);
+        assert!(status == "4" && said.contains("in time"), "{length}: {status} {said}");
+    }
+    wait_for(&host, "modelhost_held_bytes 0.0");
+    is_served(&host);
+}
+
+#[test]
+fn a_short_deadline_fails_nobody_else_through_the_response_cache() {
+    let host = Host::start();
+    let package = Package::fault("slow", "response_cache = true\nlimits = { deadline_ms = 30000 }");
+    host.client.register("demo/m", &package, true);
+    let long = 200.0_f32;
+    let raw = Bytes::from(long.to_le_bytes().to_vec());
+    let equal = framed(&message(|message| message.raw_input_contents = vec![raw]));
+    std::thread::scope(|scope| {
+        // Which of them comes first does not matter: the hurried one is late, the patient ones are answered.
+        let hurried = scope.spawn(|| grpc_within(&host, &equal, true, "50m"));
+        let patient: Vec<_> = (0..3).map(|_| scope.spawn(|| host.client.post(INFER, &x(&[long])))).collect();
+        assert_eq!(hurried.join().unwrap().0, "4");
+        for answer in patient {
+            let answer = answer.join().unwrap();
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    });
+}
