@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
-use modelhost_core::name;
+use modelhost_core::name::check_in_path;
 use modelhost_core::routing::Policy;
 use modelhost_core::version::{Model, Snapshot, Version};
 use sqlx::{Row, Sqlite, Transaction};
@@ -117,7 +117,7 @@ impl Catalog {
         prepare: impl AsyncFnOnce(Vec<Arc<Version>>) -> Result<(), Error>,
         publish: impl FnOnce(Arc<Snapshot>),
     ) -> Result<(), Error> {
-        name::check_in_path("alias", alias, &WORDS_AFTER_A_MODEL)?;
+        check_in_path("alias", alias, &WORDS_AFTER_A_MODEL)?;
         let before = find(&self.snapshot(), name)?;
         if let Some(number) = number {
             prepare(vec![find_version(&before, number)?]).await?;
