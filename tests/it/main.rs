@@ -16,6 +16,7 @@ mod durability;
 mod faults;
 mod graphs;
 mod hostile;
+mod hostile_guests;
 mod observe;
 mod overload;
 mod predictions;

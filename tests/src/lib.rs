@@ -136,7 +136,7 @@ impl Client {
     fn send_package(&self, model: &str, package: &Package, mut body: Value) -> Result<Answer, ureq::Error> {
         let mut files = serde_json::Map::new();
         for (name, content) in &package.files {
-            let digest: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+            let digest = digest(content);
             let answer = self.send("PUT", &format!("{}/v1/blobs/{digest}", self.admin), content, &[])?;
             if answer.status != 201 {
                 return Ok(answer);
@@ -154,6 +154,11 @@ impl Client {
         assert_eq!(answer.status, 200, "{answer:?}");
         u32::try_from(answer.body["version"].as_u64().expect("a version")).expect("a small number")
     }
+}
+
+/// The digest that a blob is uploaded under.
+pub fn digest(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What an author hands over.
@@ -233,6 +238,7 @@ impl Host {
             admin_listen: any,
             runtimes_dir: Some(components().join("runtimes")),
             instances: 100,
+            compiler: Some(binary()),
             ..Config::default()
         };
         change(&mut config);
