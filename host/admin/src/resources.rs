@@ -12,6 +12,7 @@ use modelhost_core::ports::{Lifecycle, ModelRuntime};
 use modelhost_core::routing::{BUCKETS, Policy, StickyKey};
 use modelhost_core::version::{Limits, Model, Package, Version};
 use modelhost_registry::{Back, Blobs, Catalog, Change, Manifest, Registration};
+use tokio::sync::oneshot;
 
 use crate::intake::Intake;
 use crate::wire;
@@ -48,11 +49,13 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Loads a version and, if all its steps pass, registers it. Errors: what the failing step says; nothing changes then.
+    /// Loads a version and, if all its steps pass, registers it. Trying it ends when its caller `left`; what was tried is registered
+    /// to the end. Errors: what the failing step says; nothing changes then.
     pub async fn register(
         &self,
         name: &ModelName,
         request: &wire::Register,
+        left: oneshot::Receiver<()>,
     ) -> Result<wire::Registered, Error> {
         let deployment =
             request.deployment.as_deref().map(DeploymentName::parse).transpose()?.unwrap_or_default();
@@ -65,7 +68,10 @@ impl Admin {
         package.isolation = package.isolation.or(bounds.isolation);
         // One instance, within the version's own limit; the deployment's instances are not pushed aside for it.
         let memory = Arc::new(MemoryBudget::new(u64::MAX));
-        let loaded = self.runtime.load(&package, None, &memory).await?;
+        let loaded = tokio::select! {
+            loaded = self.runtime.load(&package, None, &memory) => loaded?,
+            _ = left => return Err(Error::new(ErrorCode::Unavailable, "nobody waits for the registration any more")),
+        };
         let report = loaded.report().clone();
         let manifest = &request.manifest;
         let registration =

@@ -79,7 +79,9 @@ async fn history(State(admin): Shared, Path(path): Path<ModelPath>) -> Answer {
 
 async fn register(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
     let (name, request) = (path.model()?, admin.intake.json::<wire::Register>(body).await?);
-    to_end(async move { admin.register(&name, &request).await }).await
+    // Dropped with this future, when the caller leaves.
+    let (_stays, left) = tokio::sync::oneshot::channel();
+    to_end(async move { admin.register(&name, &request, left).await }).await
 }
 
 async fn promote(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {

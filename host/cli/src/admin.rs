@@ -86,7 +86,9 @@ pub(crate) fn run(command: Command, admin: String, output: Output) -> Result<()>
         }
         Command::Top { interval, rows, once } => top::run(&client, interval, rows, once, output),
         Command::Predict(PredictArgs { request }) => predict(&request, output),
-        Command::Serve(_) | Command::Bench(_) => bail!("this command needs no admin address"),
+        Command::Serve(_) | Command::Bench(_) | Command::Compile => {
+            bail!("this command needs no admin address")
+        }
     }
 }
 

@@ -71,7 +71,7 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         let traces = config.otlp_endpoint.as_deref().map(Traces::export_to).transpose()?.unwrap_or_default();
         let engine: Arc<dyn ModelRuntime> =
-            modelhost_engine::Runtime::new(config.engine(), Arc::new(blobs.clone()) as Arc<dyn BlobStore>)?;
+            modelhost_engine::Runtime::new(config.engine()?, Arc::new(blobs.clone()) as Arc<dyn BlobStore>)?;
         let serving_config = modelhost_serving::Config {
             loaded_versions,
             idle_instance: Duration::from_millis(config.idle_instance_ms),
