@@ -247,9 +247,10 @@ impl Admin {
     /// What gets traffic is in memory first, so that no caller waits for it.
     async fn prepare(&self, versions: Vec<Arc<Version>>) -> Result<(), Error> {
         for version in versions {
-            self.lifecycle.ready(&version).await.map_err(|error| {
-                Error::new(error.code, format!("version {} does not load: {}", version.number, error.message))
-            })?;
+            self.lifecycle
+                .ready(&version)
+                .await
+                .map_err(|error| error.within(format_args!("version {} does not load", version.number)))?;
         }
         Ok(())
     }

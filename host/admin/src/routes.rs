@@ -251,7 +251,7 @@ impl IntoResponse for Refusal {
             ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if error.code == ErrorCode::Internal {
-            tracing::error!(%error, "admin request failed");
+            tracing::error!(error = %error.chain(), "admin request failed");
         }
         let body = wire::Failure { error: error.message, code: error.code.as_str().to_owned() };
         (status, Json(body)).into_response()

@@ -195,9 +195,10 @@ impl LoadedModel for Loaded {
 pub(crate) async fn read_files(blobs: &dyn BlobStore, package: &Package) -> Result<Files, Error> {
     let mut files = Vec::with_capacity(package.artifacts.len());
     for artifact in &package.artifacts {
-        let content = blobs.read(&artifact.digest).await.map_err(|error| {
-            Error::new(error.code, format!("artifact {:?}: {}", artifact.name, error.message))
-        })?;
+        let content = blobs
+            .read(&artifact.digest)
+            .await
+            .map_err(|error| error.within(format_args!("artifact {:?}", artifact.name)))?;
         files.push((artifact.name.clone(), content));
     }
     Ok(files)

@@ -14,7 +14,7 @@ use tract_onnx::pb::{ModelProto, ValueInfoProto, type_proto};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::{InferenceFact, ShapeFactoid};
 
-use crate::check::{check, fed};
+use crate::check::{check_graph, fed};
 use crate::element;
 use crate::external::bring_in;
 
@@ -63,8 +63,8 @@ impl Graph {
         let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
         let mut proto = decode(file)?;
         bring_in(&mut proto, beside)?;
-        check(&mut proto)?;
         let graph = proto.graph.as_ref().ok_or("it holds no graph")?;
+        check_graph(graph)?;
         let inputs: Vec<_> = fed(graph).map(|value| Value::read("input", value)).collect::<Result<_, _>>()?;
         let outputs: Vec<_> =
             graph.output.iter().map(|value| Value::read("output", value)).collect::<Result<_, _>>()?;
