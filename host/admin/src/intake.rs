@@ -158,3 +158,25 @@ fn late(what: &str) -> Error {
 fn busy(text: String) -> Error {
     Error::new(ErrorCode::Unavailable, format!("{text}: try again later"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_bodies_together_are_bounded_until_they_are_done_with() {
+        let intake = Intake::new(Duration::from_secs(600));
+        let read = async |bytes: usize| {
+            intake.json::<String>(Body::from(format!("\"{}\"", "x".repeat(bytes - 2)))).await
+        };
+        let code = |refused: Result<Charged<String>, Error>| refused.err().map(|error| error.code);
+        assert_eq!(code(read(MAX_JSON + 1).await), Some(ErrorCode::TooLarge));
+        let mut held = Vec::new();
+        for _ in 0..MAX_JSON_AT_ONCE / MAX_JSON {
+            held.push(read(MAX_JSON).await.ok().unwrap());
+        }
+        assert_eq!(code(read(2).await), Some(ErrorCode::Unavailable));
+        held.pop();
+        assert_eq!(read(MAX_JSON).await.ok().unwrap().len(), MAX_JSON - 2);
+    }
+}
