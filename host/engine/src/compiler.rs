@@ -2,8 +2,8 @@
 //! choice, so it is bounded, less urgent than all that serves, and ended with whoever asked for it.
 //!
 //! The one idea to know: a compilation has a turn of [`SLICE`], and [`TURNS`] have one at once. What takes longer goes on in the one
-//! slow lane, or starts again there when that is taken. So a component that compiles within its turn waits at most a slice for every
-//! [`TURNS`] that came before it, whatever they are.
+//! slow lane, less urgent still, or starts again there when that is taken. So a component that compiles within its turn waits at most a slice
+//! for every [`TURNS`] that came before it, whatever they are. A slice is processor time: that the machine is busy is nobody's fault.
 
 mod process;
 mod wire;
@@ -11,7 +11,7 @@ mod worker;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use modelhost_core::artifact::Digest;
@@ -32,8 +32,11 @@ pub const COMPILE: &str = "compile";
 /// Compilations that have a turn at once.
 const TURNS: usize = 2;
 
-/// How long a turn is.
+/// How long a turn is, in processor time.
 const SLICE: Duration = Duration::from_secs(5);
+
+/// How often a turn's processor time is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Compilations that run and wait; one more is refused.
 const PLACES: usize = 32;
@@ -103,17 +106,23 @@ impl Compiler {
     /// Within the turn, or in the slow lane.
     async fn run(&self, job: Arc<Job>, turn: SemaphorePermit<'_>) -> Result<Answer, Error> {
         let mut running = self.start(&job)?;
-        if let Ok(answer) = timeout(SLICE.min(self.deadline), running.answer()).await {
-            return answer;
+        let began = Instant::now();
+        while running.used() < SLICE && began.elapsed() < self.deadline {
+            if let Ok(answer) = timeout(LOOK_EVERY, running.answer()).await {
+                return answer;
+            }
         }
         let Ok(_slow) = self.slow.try_acquire() else {
             // Its memory is freed while it waits.
             drop((running, turn));
             let _slow = self.slow.acquire().await.map_err(|_| Error::internal("shutting down"))?;
-            return self.within(self.deadline, self.start(&job)?).await;
+            let running = self.start(&job)?;
+            running.yield_to_turns();
+            return self.within(self.deadline, running).await;
         };
         drop(turn);
-        self.within(self.deadline.saturating_sub(SLICE), running).await
+        running.yield_to_turns();
+        self.within(self.deadline.saturating_sub(began.elapsed()), running).await
     }
 
     async fn within(&self, left: Duration, mut running: Running) -> Result<Answer, Error> {

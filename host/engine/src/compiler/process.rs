@@ -4,11 +4,16 @@ use std::io::{BufReader, BufWriter};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use modelhost_core::error::{Error, ErrorCode};
+use rustix::process::{Pid, setpriority_process};
 use tokio::sync::oneshot;
 
 use super::wire::{Answer, Job};
+
+/// How urgent the slow lane is (`nice`).
+const SLOW_NICE: i32 = 19;
 
 /// Started, and told nothing yet.
 pub(super) struct Process {
@@ -19,7 +24,7 @@ pub(super) struct Process {
 
 /// Compiles.
 pub(super) struct Running {
-    _child: Shared,
+    child: Shared,
     answer: oneshot::Receiver<Result<Answer, Error>>,
 }
 
@@ -73,7 +78,7 @@ impl Process {
         let talk = move || drop(sender.send(exchange(&shared, input, output, &job)));
         let thread = std::thread::Builder::new().name("compiler".into()).spawn(talk);
         thread.map_err(|error| Error::internal(format!("compile: no thread: {error}")))?;
-        Ok(Running { _child: child, answer })
+        Ok(Running { child, answer })
     }
 }
 
@@ -95,6 +100,27 @@ fn exchange(child: &Shared, input: ChildStdin, output: ChildStdout, job: &Job) -
 }
 
 impl Running {
+    /// Processor time that it took so far; none once it ended.
+    pub(super) fn used(&self) -> Duration {
+        let pid = self.child.lock().id();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // After the name: the state, then numbers, of which the 12th and 13th are the user's and the system's ticks.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second().max(1))
+    }
+
+    /// Makes it less urgent than those that have their turn.
+    pub(super) fn yield_to_turns(&self) {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.lock().id()));
+        for task in tasks.into_iter().flatten().flatten() {
+            let thread = task.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
+            if let Some(Err(error)) = thread.map(|thread| setpriority_process(Some(thread), SLOW_NICE)) {
+                tracing::debug!(%error, "a thread of a compiler stays as urgent as it was"); // or it ended
+            }
+        }
+    }
+
     /// Errors: plugin fault, when it ended without an answer.
     pub(super) async fn answer(&mut self) -> Result<Answer, Error> {
         (&mut self.answer)

@@ -62,6 +62,8 @@ impl Model for Faults {
             "huge-rank" => y.shape = vec![1; 10_000],
             "many-outputs" => return Ok(vec![y; 80_000]),
             "long-name" => y.name = "y".repeat(1 << 20),
+            // Whatever the request's bytes spell.
+            "say" => return Ok(Said(&x.data).list(Said::tensor)),
             // How long it slept, by its own clock: not at all.
             "sleep" => y = Tensor::from_values("y", &[1], &[sleep().as_secs_f32()]),
             // Survives what the first call asks too much of, and fails the second for another reason.
@@ -103,6 +105,31 @@ fn sleep() -> Duration {
     let start = Instant::now();
     std::thread::sleep(DAY);
     start.elapsed()
+}
+
+/// What is left of the bytes that spell an answer; zeros follow them.
+struct Said<'a>(&'a [u8]);
+
+impl Said<'_> {
+    fn byte(&mut self) -> u8 {
+        self.0.split_off_first().copied().unwrap_or_default()
+    }
+
+    fn list<T>(&mut self, mut one: impl FnMut(&mut Self) -> T) -> Vec<T> {
+        (0..self.byte()).map(|_| one(self)).collect()
+    }
+
+    fn tensor(&mut self) -> Tensor {
+        let name = String::from_utf8_lossy(&self.list(Self::byte)).into_owned();
+        let datatype =
+            [Datatype::Uint8, Datatype::Fp32, Datatype::Bytes, Datatype::Bool][self.byte() as usize % 4];
+        // Small dimensions, and powers of two.
+        let dim = |said: &mut Self| match said.byte() {
+            small @ 0..64 => small.into(),
+            power => 1 << (power % 64),
+        };
+        Tensor { name, datatype, shape: self.list(dim), data: self.list(Self::byte) }
+    }
 }
 
 fn datatype(name: &str) -> Datatype {
