@@ -321,7 +321,7 @@ fn the_standard_interface_serves_named_and_loaded_graphs_and_says_what_is_wrong(
     assert_eq!(kept.status, 503, "{kept:?}");
     assert!(kept.error().contains("do not fit beside"), "{kept:?}");
     for (how, why) in [
-        ("wrong name", "ErrorCode::InvalidArgument: input \"y\" is not in the signature"),
+        ("wrong name", "ErrorCode::InvalidArgument: input \"x\" is missing"),
         ("wrong type", "ErrorCode::InvalidArgument: input \"x\": datatype INT32 is not FP32"),
         ("wrong size", "shape [3, 8] of FP32 needs 24 x 4 bytes, 64 came"),
         ("truncated", "ErrorCode::RuntimeError: graph loaded by the component"),

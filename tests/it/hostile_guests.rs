@@ -273,8 +273,9 @@ fn start_registration(client: &Client, package: &Package) -> TcpStream {
     let mut files = serde_json::Map::new();
     for (name, content) in &package.files {
         let digest = modelhost_tests::digest(content);
-        let url = format!("{}/v1/blobs/{digest}", client.admin);
-        assert_eq!(client.send("PUT", &url, content, &[]).unwrap().status, 201);
+        let url = format!("{}/v1/models/demo/bomb/blobs/{digest}", client.admin);
+        let kind = [("content-type", "application/octet-stream")];
+        assert_eq!(client.send("PUT", &url, content, &kind).unwrap().status, 201);
         files.insert(name.clone(), digest.into());
     }
     let body = json!({"manifest": package.manifest, "files": Value::Object(files)}).to_string();

@@ -99,7 +99,7 @@ fn errors_name_what_is_wrong_and_whose_fault_it_is() {
     for (path, body, status, text) in [
         (infer, int, 400, "input \"x\": datatype INT32 is not FP32"),
         (infer, deep, 400, "input \"x\": shape [1, 1] does not match [-1]"),
-        (infer, z, 400, "input \"z\" is not in the signature"),
+        (infer, z, 400, "input \"x\" is missing"),
         (infer, json!([]), 400, "body is not valid JSON: expected an object"),
         ("/v2/models/demo/echo/infer", x(&[1.0]), 503, "has no promoted version yet"),
         ("/v2/models/demo/echo/versions/9/infer", x(&[1.0]), 404, "has no version 9"),
