@@ -51,11 +51,11 @@ class Host:
     def register(self, model, graph, target, more=""):
         content = graph.read_bytes()
         digest = sha256(content).hexdigest()
-        put(f"http://{self.admin}/v1/blobs/{digest}", content, "PUT")
+        put(f"http://{self.admin}/v1/models/{model}/blobs/{digest}", content, "PUT", "application/octet-stream")
         where = "cpu" if target == "cpu" else "gpu"
         manifest = f'runtime = "onnx"\nartifacts = ["model.onnx"]\ncapabilities = ["wasi:nn"]\n[graphs]\ntarget = "{where}"\n{more}'
         body = {"manifest": manifest, "files": {"model.onnx": digest}, "promote": True}
-        put(f"http://{self.admin}/v1/models/{model}/versions", json.dumps(body).encode(), "POST")
+        put(f"http://{self.admin}/v1/models/{model}/versions", json.dumps(body).encode(), "POST", "application/json")
 
     def connect(self):
         return HTTPConnection(self.public, timeout=120)
@@ -69,8 +69,8 @@ def environment():
     return {**os.environ, "LD_LIBRARY_PATH": ":".join(path for path in paths if path)}
 
 
-def put(url, body, method):
-    request = urllib.request.Request(url, body, method=method)
+def put(url, body, method, kind):
+    request = urllib.request.Request(url, body, {"content-type": kind}, method=method)
     try:
         return urllib.request.urlopen(request).read()
     except urllib.error.HTTPError as error:

@@ -8,6 +8,7 @@
     reason = "tests: a panic is their way to fail"
 )]
 
+mod admin_guard;
 mod cache;
 mod cli;
 mod csv;
@@ -17,6 +18,7 @@ mod faults;
 mod graphs;
 mod hostile;
 mod hostile_callers;
+mod hostile_guests;
 mod loading;
 mod observe;
 mod overload;

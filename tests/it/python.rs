@@ -87,7 +87,8 @@ fn pages_work_in_a_browser() {
     host.client.register("demo/credit", &Package::folder("examples/credit-risk/xgboost"), true);
     let screenshots = components().join("../screenshots");
     std::fs::create_dir_all(&screenshots).unwrap();
-    run("browser.py", &host, &[&screenshots]);
+    let admin = host.client.admin.trim_start_matches("http://").to_owned();
+    run("browser.py", &host, &[&screenshots, std::path::Path::new(&admin)]);
 }
 
 #[test]

@@ -1,10 +1,13 @@
-"""Drives the pages with a real headless Chromium. Arguments: host:port, a folder for screenshots.
+"""Drives the pages with a real headless Chromium. Arguments: host:port, a folder for screenshots, host:port of the admin API.
 
 The host serves demo/credit in two versions, of which one is primary, demo/echo-FP32 and demo/digits, and has no network.
 """
 
 import json
 import sys
+import threading
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from selenium import webdriver
@@ -12,7 +15,7 @@ from selenium.common.exceptions import NoSuchElementException, StaleElementRefer
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-ADDRESS, SCREENSHOTS = sys.argv[1], Path(sys.argv[2])
+ADDRESS, SCREENSHOTS, ADMIN = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 URL = f"http://{ADDRESS}"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "credit-risk"
 ROW = json.loads((EXAMPLE / "held-out.json").read_text())[0]
@@ -24,7 +27,8 @@ def browser(scripts):
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1100,1400"):
         options.add_argument(argument)
     # Nothing outside this machine may be needed.
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    # One name is pointed here, as by DNS rebinding.
+    options.add_argument("--host-resolver-rules=MAP rebound.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     if not scripts:
         options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
     options.binary_location = "/usr/bin/chromium"
@@ -102,6 +106,64 @@ def picture_works(driver, name):
     assert 'input "picture", element 0' in predict(driver, "error")
 
 
+class HostilePage(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<!doctype html><title>hostile</title><p>a page of another site")
+
+    def log_message(self, *_):
+        pass
+
+
+# Everything that a page can send unasked, and what it would have to ask for.
+ATTACK = """
+const [urls, done] = arguments, tries = [];
+for (const [method, url, body] of urls)
+    for (const mode of ["no-cors", "cors"])
+        for (const type of ["text/plain", "application/json", "application/octet-stream", null])
+            tries.push(fetch(url, {method, mode, body, headers: type ? {"content-type": type} : {}})
+                .then(answer => answer.status, () => "refused"));
+Promise.all(tries).then(done);
+"""
+
+
+def policy():
+    with urllib.request.urlopen(f"http://{ADMIN}/v1/models/demo/credit") as answer:
+        return json.load(answer)["policy"]
+
+
+def attack(driver, page, admin, public):
+    """Nothing that the page tries is answered with success, nor changes anything."""
+    before = policy()
+    driver.get(page)
+    model = f"http://{admin}/v1/models/demo/credit"
+    urls = [
+        ("POST", f"{model}/promote", '{"version": 1}'),
+        ("POST", f"{model}/rollback", "{}"),
+        ("POST", f"{model}/rollback", None),
+        ("PUT", f"{model}/blobs/{'0' * 64}", "x"),
+        ("POST", f"{model}/blobs/{'0' * 64}", "x"),
+        ("POST", f"http://{admin}/v1/deployments/default/recreate", "{}"),
+        ("POST", f"http://{public}/models/demo/credit/", json.dumps([ROW])),
+    ]
+    answers = driver.execute_async_script(ATTACK, urls)
+    # 0: an answer of another origin that the page may not see.
+    assert all(answer in ("refused", 0, 403) for answer in answers), answers
+    assert policy() == before, "a page of another site changed the policy"
+
+
+def hostile_pages_are_refused(driver):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HostilePage)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    attack(driver, f"http://127.0.0.1:{server.server_port}/", ADMIN, ADDRESS)
+    port, admin_port = ADDRESS.rsplit(":", 1)[1], ADMIN.rsplit(":", 1)[1]
+    # Of one origin with the public port, by a name that is not the host's.
+    attack(driver, f"http://rebound.example:{port}/assets/docs.js", f"rebound.example:{admin_port}", f"rebound.example:{port}")
+    server.shutdown()
+
+
 for scripts in (False, True):
     driver = browser(scripts)
     try:
@@ -109,6 +171,7 @@ for scripts in (False, True):
         picture_works(driver, "scripts" if scripts else "plain")
         if scripts:
             docs_work(driver)
+            hostile_pages_are_refused(driver)
     finally:
         driver.quit()
 print("chromium: all well")

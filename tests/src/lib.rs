@@ -137,8 +137,9 @@ impl Client {
     fn send_package(&self, model: &str, package: &Package, mut body: Value) -> Result<Answer, ureq::Error> {
         let mut files = serde_json::Map::new();
         for (name, content) in &package.files {
-            let digest: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
-            let answer = self.send("PUT", &format!("{}/v1/blobs/{digest}", self.admin), content, &[])?;
+            let digest = digest(content);
+            let url = format!("{}/v1/models/{model}/blobs/{digest}", self.admin);
+            let answer = self.send("PUT", &url, content, &[("content-type", "application/octet-stream")])?;
             if answer.status != 201 {
                 return Ok(answer);
             }
@@ -155,6 +156,11 @@ impl Client {
         assert_eq!(answer.status, 200, "{answer:?}");
         u32::try_from(answer.body["version"].as_u64().expect("a version")).expect("a small number")
     }
+}
+
+/// The digest that a blob is uploaded under.
+pub fn digest(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What an author hands over.
@@ -234,6 +240,7 @@ impl Host {
             admin_listen: any,
             runtimes_dir: Some(components().join("runtimes")),
             instances: 100,
+            compiler: Some(binary()),
             ..Config::default()
         };
         change(&mut config);

@@ -54,10 +54,11 @@ impl Admin {
         name: &DeploymentName,
         bounds: &wire::BoundsChange,
     ) -> Result<wire::DeploymentRow, Error> {
-        if self.bounds(name).is_ok() {
-            return Err(Error::new(ErrorCode::Conflict, format!("deployment {name} exists already")));
-        }
-        self.set_bounds(name, bounds.apply(Bounds::on_host(self.host_instances))?).await
+        let new = |there: Option<&Bounds>| match there {
+            Some(_) => Err(Error::new(ErrorCode::Conflict, format!("deployment {name} exists already"))),
+            None => bounds.apply(Bounds::on_host(self.host_instances)),
+        };
+        self.set_bounds(name, new).await
     }
 
     /// Changes bounds; what runs, waits and is loaded stays, as far as it fits. Errors: not found; invalid argument; internal.
@@ -66,14 +67,21 @@ impl Admin {
         name: &DeploymentName,
         change: &wire::BoundsChange,
     ) -> Result<wire::DeploymentRow, Error> {
-        let bounds = change.apply(self.bounds(name)?)?;
-        self.set_bounds(name, bounds).await
+        let changed = |now: Option<&Bounds>| change.apply(now.ok_or_else(|| no_deployment(name))?.clone());
+        self.set_bounds(name, changed).await
     }
 
-    async fn set_bounds(&self, name: &DeploymentName, bounds: Bounds) -> Result<wire::DeploymentRow, Error> {
-        bounds.check(self.host_instances)?;
-        let deployments = [(name.clone(), bounds)].into();
-        self.catalog.set_deployments(deployments, |snapshot| self.lifecycle.publish(snapshot)).await?;
+    async fn set_bounds(
+        &self,
+        name: &DeploymentName,
+        change: impl FnOnce(Option<&Bounds>) -> Result<Bounds, Error>,
+    ) -> Result<wire::DeploymentRow, Error> {
+        let checked = |now: Option<&Bounds>| {
+            let bounds = change(now)?;
+            bounds.check(self.host_instances)?;
+            Ok(bounds)
+        };
+        self.catalog.change_deployment(name, checked, |snapshot| self.lifecycle.publish(snapshot)).await?;
         tracing::info!(deployment = %name, "bounds set");
         self.deployment(name)
     }
@@ -141,13 +149,6 @@ impl Admin {
     ) -> Result<wire::ModelDetail, Error> {
         let deployment = DeploymentName::parse(&placement.deployment)?;
         let number = placement.version.map(ModelVersion::new).transpose()?;
-        let bounds = self.bounds(&deployment)?;
-        let model = self.model(name)?;
-        for version in
-            model.versions.values().filter(|version| number.is_none_or(|number| version.number == number))
-        {
-            bounds.allow(&deployment, &version.package.capabilities)?;
-        }
         let publish = |snapshot| self.lifecycle.publish(snapshot);
         self.catalog.place(name, number, &deployment, publish).await?;
         tracing::info!(model = %name, %deployment, "placed");

@@ -3,10 +3,12 @@
 //! Changes run to their end even when the client goes away; each is written before it is acknowledged.
 
 mod deployments;
+mod intake;
 mod resources;
 mod routes;
 
 pub mod wire;
 
+pub use intake::Intake;
 pub use resources::{Admin, CountComparisons};
 pub use routes::{Reply, refuse, router};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use axum::body::Body;
 use modelhost_core::artifact::{Artifact, Digest};
 use modelhost_core::deployment::{DeploymentName, MemoryBudget};
 use modelhost_core::error::{Error, ErrorCode};
@@ -10,8 +11,10 @@ use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::ports::{Lifecycle, ModelRuntime};
 use modelhost_core::routing::{BUCKETS, Policy, StickyKey};
 use modelhost_core::version::{Limits, Model, Package, Version};
-use modelhost_registry::{Blobs, Catalog, Manifest, Registration};
+use modelhost_registry::{Back, Blobs, Catalog, Change, Manifest, Registration};
+use tokio::sync::oneshot;
 
+use crate::intake::Intake;
 use crate::wire;
 
 /// Most lines that a history answers with.
@@ -41,33 +44,47 @@ pub struct Admin {
     pub host_instances: u32,
     /// Largest file that can be uploaded.
     pub max_blob_bytes: u64,
+    /// What bounds bodies.
+    pub intake: Intake,
 }
 
 impl Admin {
-    /// Loads a version and, if all its steps pass, registers it. Errors: what the failing step says; nothing changes then.
+    /// Loads a version and, if all its steps pass, registers it. Trying it ends when its caller `left`; what was tried is registered
+    /// to the end. Errors: what the failing step says; nothing changes then.
     pub async fn register(
         &self,
         name: &ModelName,
         request: &wire::Register,
+        left: oneshot::Receiver<()>,
     ) -> Result<wire::Registered, Error> {
-        let manifest = Manifest::parse(&request.manifest)?;
         let deployment =
             request.deployment.as_deref().map(DeploymentName::parse).transpose()?.unwrap_or_default();
         let bounds = self.bounds(&deployment)?;
-        let mut package = self.package(&manifest, &request.files)?;
+        let text = request.manifest.clone();
+        let manifest = self.intake.work(move || Manifest::parse_new(&text)).await?;
+        let (card, platform) = (manifest.card(), manifest.platform());
+        let mut package = self.package(name, manifest, &request.files).await?;
         bounds.allow(&deployment, &package.capabilities)?;
         package.isolation = package.isolation.or(bounds.isolation);
         // One instance, within the version's own limit; the deployment's instances are not pushed aside for it.
         let memory = Arc::new(MemoryBudget::new(u64::MAX));
-        let loaded = self.runtime.load(&package, None, &memory).await?;
+        let loaded = tokio::select! {
+            loaded = self.runtime.load(&package, None, &memory) => loaded?,
+            _ = left => return Err(Error::new(ErrorCode::Unavailable, "nobody waits for the registration any more")),
+        };
         let report = loaded.report().clone();
         let manifest = &request.manifest;
-        let registration = Registration { model: name, manifest, package, report, deployment };
+        let registration =
+            Registration { model: name, manifest, package, report, card, platform, deployment };
         let version =
             self.catalog.register(registration, |snapshot| self.lifecycle.publish(snapshot)).await?;
         tracing::info!(model = %name, version = %version.number, digest = %version.digest, "registered");
         if request.promote {
-            self.promote(name, version.number).await?;
+            let registered = |error: Error| {
+                let text = format!("version {} is registered, but not promoted: {error}", version.number);
+                Error::new(error.code, text)
+            };
+            self.promote(name, version.number).await.map_err(registered)?;
         }
         Ok(wire::Registered {
             model: name.to_string(),
@@ -78,7 +95,12 @@ impl Admin {
         })
     }
 
-    fn package(&self, manifest: &Manifest, files: &BTreeMap<String, String>) -> Result<Package, Error> {
+    async fn package(
+        &self,
+        model: &ModelName,
+        manifest: Manifest,
+        files: &BTreeMap<String, String>,
+    ) -> Result<Package, Error> {
         let component = match (&manifest.runtime, &manifest.component) {
             (Some(runtime), _) => *self.runtimes.get(runtime).ok_or_else(|| {
                 let known: Vec<_> = self.runtimes.keys().collect();
@@ -86,39 +108,70 @@ impl Admin {
                     "runtime {runtime:?} is not shipped with this host, which has {known:?}"
                 ))
             })?,
-            (None, component) => self.file(component.as_deref().unwrap_or_default(), files)?.digest,
+            (None, component) => {
+                self.file(model, component.as_deref().unwrap_or_default(), files).await?.digest
+            }
         };
-        let artifacts =
-            manifest.artifacts.iter().map(|name| self.file(name, files)).collect::<Result<_, _>>()?;
+        let mut artifacts = Vec::new();
+        for name in &manifest.artifacts {
+            artifacts.push(self.file(model, name, files).await?);
+        }
         manifest.check_limits(&self.limits_cap)?;
-        manifest.package(component, artifacts, &self.limits_cap)
+        let cap = self.limits_cap;
+        let package = self.intake.work(move || manifest.package(component, artifacts, &cap)).await?;
+        package.check_artifacts().map_err(|error| Error::invalid(error.message))?;
+        Ok(package)
     }
 
-    fn file(&self, name: &str, files: &BTreeMap<String, String>) -> Result<Artifact, Error> {
+    async fn file(
+        &self,
+        model: &ModelName,
+        name: &str,
+        files: &BTreeMap<String, String>,
+    ) -> Result<Artifact, Error> {
         let digest = files.get(name).ok_or_else(|| Error::invalid(format!("file {name:?} was not sent")))?;
         let digest = Digest::parse(digest)?;
-        let bytes = self.blobs.size(digest);
-        let bytes =
-            bytes.ok_or_else(|| Error::invalid(format!("file {name:?}: blob {digest} was not uploaded")))?;
+        let missing = || {
+            let prefix = model.prefix();
+            Error::invalid(format!("file {name:?}: blob {digest} was not uploaded to prefix {prefix:?}"))
+        };
+        let bytes = self.blob(model, digest).await?.ok_or_else(missing)?;
         Ok(Artifact { name: name.to_owned(), digest, bytes })
+    }
+
+    /// Stores a file that versions of the model's prefix may then name. Errors: as of [`Intake::file`].
+    pub(crate) async fn upload(&self, model: &ModelName, digest: Digest, body: Body) -> Result<(), Error> {
+        self.intake.file(&self.blobs, digest, self.max_blob_bytes, body).await?;
+        self.catalog.possess(model.prefix(), digest).await
+    }
+
+    /// Bytes of a file that the model's prefix brought, if it did. Errors: internal.
+    pub(crate) async fn blob(&self, model: &ModelName, digest: Digest) -> Result<Option<u64>, Error> {
+        let possesses = self.catalog.possesses(model.prefix(), digest).await?;
+        Ok(possesses.then(|| self.blobs.size(digest)).flatten())
     }
 
     /// All traffic to one version. Errors: not found; what loading it says.
     pub async fn promote(&self, name: &ModelName, number: ModelVersion) -> Result<wire::Policy, Error> {
         let pinned = |model: &Model| model.policy.as_ref().is_some_and(Policy::is_pinned);
-        let change = |model: &Model| Ok(Policy::single(number).with_pin(pinned(model)));
-        self.set_policy(name, &format!("promote {number}"), false, change).await
+        let plan = |model: &Model| {
+            let policy = Policy::single(number).with_pin(pinned(model));
+            Ok(Change { action: format!("promote {number}"), policy, back: Back::ToThePolicyBefore })
+        };
+        self.set_policy(name, plan).await
     }
 
     /// Keeps the versions that the policy names in memory, or no longer does. Errors: not found; conflict when nothing was
     /// promoted; what loading says.
     pub async fn pin(&self, name: &ModelName, pinned: bool) -> Result<wire::Policy, Error> {
-        let change = |model: &Model| {
+        let plan = |model: &Model| {
             let conflict =
                 || Error::new(ErrorCode::Conflict, format!("model {name} has no promoted version to pin"));
-            Ok(model.policy.clone().ok_or_else(conflict)?.with_pin(pinned))
+            let policy = model.policy.clone().ok_or_else(conflict)?.with_pin(pinned);
+            let action = if pinned { "pin" } else { "pin --off" }.to_owned();
+            Ok(Change { action, policy, back: Back::AsBefore })
         };
-        self.set_policy(name, if pinned { "pin" } else { "pin --off" }, true, change).await
+        self.set_policy(name, plan).await
     }
 
     /// Brings a version into memory. Errors: not found; what loading says.
@@ -137,12 +190,13 @@ impl Admin {
             .collect::<Result<Vec<_>, Error>>()?;
         let sticky = split.sticky.as_deref().map(StickyKey::parse).transpose()?;
         let text: Vec<_> = weights.iter().map(|(version, weight)| format!("{version}={weight}")).collect();
-        let change = |model: &Model| {
+        let plan = |model: &Model| {
             let first = weights.first().map_or(ModelVersion::FIRST, |(version, _)| *version);
             let current = model.policy.clone().unwrap_or_else(|| Policy::single(first));
-            current.with_split(&weights, sticky)
+            let policy = current.with_split(&weights, sticky)?;
+            Ok(Change { action: format!("split {}", text.join(" ")), policy, back: Back::ToThePolicyBefore })
         };
-        self.set_policy(name, &format!("split {}", text.join(" ")), false, change).await
+        self.set_policy(name, plan).await
     }
 
     /// Who sees requests in the shadow. Errors: not found; conflict when nothing was promoted; what loading says.
@@ -156,44 +210,47 @@ impl Admin {
         let text: Vec<_> = challengers.iter().map(ToString::to_string).collect();
         let action =
             if text.is_empty() { "challenge --none".into() } else { format!("challenge {}", text.join(" ")) };
-        let change = |model: &Model| {
+        let plan = |model: &Model| {
             let conflict = || {
                 Error::new(ErrorCode::Conflict, format!("model {name} has no promoted version to challenge"))
             };
-            model.policy.as_ref().ok_or_else(conflict)?.with_challengers(challengers)
+            let policy = model.policy.as_ref().ok_or_else(conflict)?.with_challengers(challengers)?;
+            Ok(Change { action, policy, back: Back::AsBefore })
         };
-        self.set_policy(name, &action, true, change).await
+        self.set_policy(name, plan).await
     }
 
     /// Back to the policy before. Errors: not found; conflict when there is none; what loading says.
     pub async fn rollback(&self, name: &ModelName) -> Result<wire::Policy, Error> {
-        let prepare = async |versions: Vec<Arc<Version>>| self.prepare(versions).await;
-        let publish = |snapshot| self.lifecycle.publish(snapshot);
-        let policy = self.catalog.rollback(name, prepare, publish).await?;
-        tracing::info!(model = %name, action = "rollback", "policy changed");
-        Ok(policy_wire(&policy))
+        let plan = |model: &Model| {
+            let nothing = || {
+                Error::new(ErrorCode::Conflict, format!("model {name} has no earlier policy to roll back to"))
+            };
+            let policy = model.previous.clone().ok_or_else(nothing)?;
+            Ok(Change { action: "rollback".to_owned(), policy, back: Back::Further })
+        };
+        self.set_policy(name, plan).await
     }
 
     async fn set_policy(
         &self,
         name: &ModelName,
-        action: &str,
-        keep_back: bool,
-        change: impl FnOnce(&Model) -> Result<Policy, Error>,
+        plan: impl FnOnce(&Model) -> Result<Change, Error>,
     ) -> Result<wire::Policy, Error> {
         let prepare = async |versions: Vec<Arc<Version>>| self.prepare(versions).await;
         let publish = |snapshot| self.lifecycle.publish(snapshot);
-        let policy = self.catalog.set_policy(name, action, keep_back, change, prepare, publish).await?;
-        tracing::info!(model = %name, action, "policy changed");
+        let policy = self.catalog.set_policy(name, plan, prepare, publish).await?;
+        tracing::info!(model = %name, traffic = ?policy.shares(), "policy changed");
         Ok(policy_wire(&policy))
     }
 
     /// What gets traffic is in memory first, so that no caller waits for it.
     async fn prepare(&self, versions: Vec<Arc<Version>>) -> Result<(), Error> {
         for version in versions {
-            self.lifecycle.ready(&version).await.map_err(|error| {
-                Error::new(error.code, format!("version {} does not load: {}", version.number, error.message))
-            })?;
+            self.lifecycle
+                .ready(&version)
+                .await
+                .map_err(|error| error.within(format_args!("version {} does not load", version.number)))?;
         }
         Ok(())
     }

@@ -8,7 +8,6 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use futures_util::StreamExt;
 use modelhost_core::artifact::Digest;
 use modelhost_core::deployment::DeploymentName;
 use modelhost_core::error::{Error, ErrorCode};
@@ -26,10 +25,10 @@ pub fn router(admin: Arc<Admin>) -> Router {
     const MODEL: &str = "/v1/models/{prefix}/{name}";
     let model = |rest: &str| format!("{MODEL}{rest}");
     Router::new()
-        .route("/v1/blobs/{digest}", put(upload).get(has_blob))
         .route("/v1/prefixes", get(async |State(admin): Shared| json(admin.prefixes())))
         .route("/v1/models", get(models))
         .route(MODEL, get(show))
+        .route(&model("/blobs/{digest}"), put(upload).get(has_blob))
         .route(&model("/versions"), post(register))
         .route(&model("/versions/{version}/unload"), post(unload))
         .route(&model("/versions/{version}/preload"), post(preload))
@@ -79,12 +78,14 @@ async fn history(State(admin): Shared, Path(path): Path<ModelPath>) -> Answer {
 }
 
 async fn register(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
-    let (name, request) = (path.model()?, read::<wire::Register>(body).await?);
-    to_end(async move { admin.register(&name, &request).await }).await
+    let (name, request) = (path.model()?, admin.intake.json::<wire::Register>(body).await?);
+    // Dropped with this future, when the caller leaves.
+    let (_stays, left) = tokio::sync::oneshot::channel();
+    to_end(async move { admin.register(&name, &request, left).await }).await
 }
 
 async fn promote(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
-    let (name, request) = (path.model()?, read::<wire::VersionRef>(body).await?);
+    let (name, request) = (path.model()?, admin.intake.json::<wire::VersionRef>(body).await?);
     let number = ModelVersion::new(request.version)?;
     to_end(async move { admin.promote(&name, number).await }).await
 }
@@ -95,12 +96,12 @@ async fn rollback(State(admin): Shared, Path(path): Path<ModelPath>) -> Answer {
 }
 
 async fn split(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
-    let (name, request) = (path.model()?, read::<wire::Split>(body).await?);
+    let (name, request) = (path.model()?, admin.intake.json::<wire::Split>(body).await?);
     to_end(async move { admin.split(&name, &request).await }).await
 }
 
 async fn challenge(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
-    let (name, request) = (path.model()?, read::<wire::Challenge>(body).await?);
+    let (name, request) = (path.model()?, admin.intake.json::<wire::Challenge>(body).await?);
     to_end(async move { admin.challenge(&name, &request).await }).await
 }
 
@@ -112,7 +113,7 @@ struct AliasPath {
 }
 
 async fn alias(State(admin): Shared, Path(path): Path<AliasPath>, body: Body) -> Answer {
-    let number = ModelVersion::new(read::<wire::VersionRef>(body).await?.version)?;
+    let number = ModelVersion::new(admin.intake.json::<wire::VersionRef>(body).await?.version)?;
     set_alias(admin, path, Some(number)).await
 }
 
@@ -149,12 +150,12 @@ async fn preload(State(admin): Shared, Path(path): Path<VersionPath>) -> Answer 
 }
 
 async fn pin(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
-    let (name, request) = (path.model()?, read::<wire::Pin>(body).await?);
+    let (name, request) = (path.model()?, admin.intake.json::<wire::Pin>(body).await?);
     to_end(async move { admin.pin(&name, request.pinned).await }).await
 }
 
 async fn place(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
-    let (name, request) = (path.model()?, read::<wire::Placement>(body).await?);
+    let (name, request) = (path.model()?, admin.intake.json::<wire::Placement>(body).await?);
     to_end(async move { admin.place(&name, &request).await }).await
 }
 
@@ -163,17 +164,19 @@ async fn deployment(State(admin): Shared, Path(name): Path<String>) -> Answer {
 }
 
 async fn create(State(admin): Shared, Path(name): Path<String>, body: Body) -> Answer {
-    let (name, request) = (DeploymentName::parse(&name)?, read::<wire::BoundsChange>(body).await?);
+    let (name, request) =
+        (DeploymentName::parse(&name)?, admin.intake.json::<wire::BoundsChange>(body).await?);
     to_end(async move { admin.create_deployment(&name, &request).await }).await
 }
 
 async fn update(State(admin): Shared, Path(name): Path<String>, body: Body) -> Answer {
-    let (name, request) = (DeploymentName::parse(&name)?, read::<wire::BoundsChange>(body).await?);
+    let (name, request) =
+        (DeploymentName::parse(&name)?, admin.intake.json::<wire::BoundsChange>(body).await?);
     to_end(async move { admin.update_deployment(&name, &request).await }).await
 }
 
 async fn recreate(State(admin): Shared, Path(name): Path<String>, body: Body) -> Answer {
-    let (name, request) = (DeploymentName::parse(&name)?, read::<wire::Recreate>(body).await?);
+    let (name, request) = (DeploymentName::parse(&name)?, admin.intake.json::<wire::Recreate>(body).await?);
     to_end(async move { admin.recreate_deployment(&name, request.dry_run).await }).await
 }
 
@@ -182,38 +185,25 @@ async fn delete(State(admin): Shared, Path(name): Path<String>) -> Answer {
     to_end(async move { admin.delete_deployment(&name).await }).await
 }
 
-/// Streams to disk. A client that goes away leaves nothing.
-async fn upload(State(admin): Shared, Path(digest): Path<String>, body: Body) -> Answer {
-    let digest = Digest::parse(&digest)?;
-    let mut upload = admin.blobs.upload()?;
-    let mut chunks = body.into_data_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| Error::invalid(format!("the upload broke off: {error}")))?;
-        if upload.bytes() + chunk.len() as u64 > admin.max_blob_bytes {
-            let text = format!("blob {digest} is larger than the {} bytes allowed", admin.max_blob_bytes);
-            return Err(Error::new(ErrorCode::TooLarge, text).into());
-        }
-        tokio::task::block_in_place(|| upload.write(&chunk))?;
-    }
-    tokio::task::block_in_place(|| upload.finish(Some(digest)))?;
+#[derive(Deserialize)]
+struct BlobPath {
+    prefix: String,
+    name: String,
+    digest: String,
+}
+
+async fn upload(State(admin): Shared, Path(path): Path<BlobPath>, body: Body) -> Answer {
+    let BlobPath { prefix, name, digest } = path;
+    admin.upload(&ModelPath { prefix, name }.model()?, Digest::parse(&digest)?, body).await?;
     Ok(StatusCode::CREATED.into_response())
 }
 
-async fn has_blob(State(admin): Shared, Path(digest): Path<String>) -> Answer {
+async fn has_blob(State(admin): Shared, Path(path): Path<BlobPath>) -> Answer {
+    let BlobPath { prefix, name, digest } = path;
     let digest = Digest::parse(&digest)?;
-    let bytes = admin.blobs.size(digest);
-    let bytes = bytes.ok_or_else(|| Error::not_found(format!("blob {digest} is not stored")))?;
+    let bytes = admin.blob(&ModelPath { prefix, name }.model()?, digest).await?;
+    let bytes = bytes.ok_or_else(|| Error::not_found(format!("blob {digest} was not uploaded")))?;
     json(serde_json::json!({"digest": digest.to_string(), "bytes": bytes}))
-}
-
-/// Largest JSON body: a manifest with its examples.
-const MAX_JSON_BYTES: usize = 16 << 20;
-
-async fn read<T: for<'de> Deserialize<'de>>(body: Body) -> Result<T, Error> {
-    let bytes = axum::body::to_bytes(body, MAX_JSON_BYTES).await.map_err(|error| {
-        Error::new(ErrorCode::TooLarge, format!("body: {error}; at most {MAX_JSON_BYTES} bytes"))
-    })?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::invalid(format!("body: {error}")))
 }
 
 async fn to_end<T: Serialize + Send + 'static>(
@@ -261,7 +251,7 @@ impl IntoResponse for Refusal {
             ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if error.code == ErrorCode::Internal {
-            tracing::error!(%error, "admin request failed");
+            tracing::error!(error = %error.chain(), "admin request failed");
         }
         let body = wire::Failure { error: error.message, code: error.code.as_str().to_owned() };
         (status, Json(body)).into_response()

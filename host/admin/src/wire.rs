@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use modelhost_core::artifact::check_file_name;
+
 /// `POST /v1/models/{prefix}/{name}/versions`: registers a version whose files were uploaded before.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -15,8 +15,9 @@ pub(crate) fn run(command: Command, admin: String, output: Output) -> Result<()>
     let client = Client::new(&admin);
     match command {
         Command::Register { model, package, promote, deployment } => {
-            let path = path(&model, "/versions")?;
-            let request = wire::Register { promote, deployment, ..package::upload(&client, &package)? };
+            let (path, blobs) = (path(&model, "/versions")?, path(&model, "/blobs")?);
+            let uploaded = package::upload(&client, &blobs, &package)?;
+            let request = wire::Register { promote, deployment, ..uploaded };
             let registered: wire::Registered = client.post(&path, &request)?;
             if let Some(note) = &registered.note {
                 eprintln!("note: runs in warm instances, because {note}");
@@ -85,7 +86,9 @@ pub(crate) fn run(command: Command, admin: String, output: Output) -> Result<()>
         }
         Command::Top { interval, rows, once } => top::run(&client, interval, rows, once, output),
         Command::Predict(PredictArgs { request }) => predict(&request, output),
-        Command::Serve(_) | Command::Bench(_) => bail!("this command needs no admin address"),
+        Command::Serve(_) | Command::Bench(_) | Command::Compile => {
+            bail!("this command needs no admin address")
+        }
     }
 }
 

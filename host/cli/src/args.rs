@@ -170,6 +170,9 @@ pub(crate) enum Command {
     Predict(PredictArgs),
     /// Load a model with JSON records, through the public port, and report what came back.
     Bench(BenchArgs),
+    /// Compile one component for the host that started this: from standard input, to standard output.
+    #[command(hide = true)]
+    Compile,
 }
 
 #[derive(Subcommand)]

@@ -84,21 +84,16 @@ impl Client {
         Ok((response.into_body().read_to_string().context("reading the answer")?, version))
     }
 
-    /// Whether the host has this content already.
-    pub(crate) fn has_blob(&self, digest: &str) -> Result<bool> {
-        let response = self.agent.get(self.url(&format!("/v1/blobs/{digest}"))).call();
+    /// Whether the host has this content already, at the path of a blob.
+    pub(crate) fn has(&self, path: &str) -> Result<bool> {
+        let response = self.agent.get(self.url(path)).call();
         Ok(response.map_err(|error| self.unreachable(&error))?.status().is_success())
     }
 
     /// Uploads a file's content.
-    pub(crate) fn put_blob(&self, digest: &str, file: File) -> Result<()> {
+    pub(crate) fn put_file(&self, path: &str, file: File) -> Result<()> {
         let body = SendBody::from_owned_reader(file);
-        self.check(
-            self.agent
-                .put(self.url(&format!("/v1/blobs/{digest}")))
-                .content_type("application/octet-stream")
-                .send(body),
-        )?;
+        self.check(self.agent.put(self.url(path)).content_type("application/octet-stream").send(body))?;
         Ok(())
     }
 

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     let args = args::Args::parse();
     let result = match args.command {
         args::Command::Serve(options) => serve::run(&options),
+        args::Command::Compile => modelhost_server::run_compiler().map_err(Into::into),
         args::Command::Bench(options) => bench::run(&options, args.output),
         command => admin::run(command, args.admin, args.output),
     };

@@ -61,6 +61,28 @@ pub struct Artifact {
     pub bytes: u64,
 }
 
+/// Longest name of a file, in bytes.
+const MAX_FILE_NAME: usize = 255;
+
+/// Whether a file of a package may have this name: a plain path below the package's folder. Errors: invalid argument, with the name and what
+/// is wrong.
+pub fn check_file_name(name: &str) -> Result<(), Error> {
+    let wrong = |why: &str| {
+        let shown: String = name.chars().take(MAX_FILE_NAME).collect();
+        Err(Error::invalid(format!("file {shown:?}: {why}")))
+    };
+    if name.is_empty() || name.len() > MAX_FILE_NAME {
+        return wrong("a name has 1 to 255 bytes");
+    }
+    if name.contains(|char: char| char.is_control() || matches!(char, '\\' | ':')) {
+        return wrong("a name holds no control characters, no ':' and no '\\'");
+    }
+    if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return wrong("a name is a plain path below the package's folder, without \"..\" and not absolute");
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +92,31 @@ mod tests {
         let digest = Digest::from_bytes(std::array::from_fn(|at| u8::try_from(at * 7).unwrap()));
         assert_eq!(Digest::parse(&digest.to_string()), Ok(digest));
         assert_eq!(Digest::parse(&format!("sha256:{digest}")), Ok(digest));
+    }
+
+    #[test]
+    fn a_file_lies_below_its_package() {
+        for name in ["model.json", "weights/model.onnx.data", "..a", "a b", "größe.bin"] {
+            assert_eq!(check_file_name(name), Ok(()), "{name:?}");
+        }
+        let long = "x".repeat(256);
+        for name in [
+            "",
+            "/etc/passwd",
+            "../a",
+            "a/../b",
+            "a/..",
+            "./a",
+            "a//b",
+            "a/",
+            "a\\b",
+            "C:a",
+            "a\nb",
+            "a\0",
+            &long,
+        ] {
+            assert!(check_file_name(name).is_err(), "{name:?}");
+        }
     }
 
     #[test]

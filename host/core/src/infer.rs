@@ -76,12 +76,13 @@ impl InferRequest {
 pub fn conform_inputs(signature: &Signature, inputs: &mut [Tensor]) -> Result<(), Error> {
     let specs = &signature.inputs;
     if !is_in_order(specs, inputs) {
-        let named = by_name("input", specs, inputs)?;
-        let places = specs.iter().map(|spec| {
-            find(&named, &spec.name)
-                .ok_or_else(|| Error::invalid(format!("input {:?} is missing", spec.name)))
-        });
-        let ordered = places.map(|input| input.cloned()).collect::<Result<Vec<_>, _>>()?;
+        let named = by_name(inputs);
+        let input = |spec: &TensorSpec| {
+            let input = find(&named, &spec.name).cloned();
+            input.ok_or_else(|| Error::invalid(format!("input {:?} is missing", spec.name)))
+        };
+        let ordered = specs.iter().map(input).collect::<Result<Vec<_>, _>>()?;
+        check_known("input", specs, &named)?;
         inputs.clone_from_slice(&ordered);
     }
     specs.iter().zip(inputs.iter()).try_for_each(|(spec, input)| spec.check("input", input))
@@ -106,7 +107,8 @@ pub fn conform_outputs(
     if outputs.len() > MAX_TENSORS {
         return Err(fault(format!("{} outputs came, more than {MAX_TENSORS}", outputs.len())));
     }
-    let named = by_name("output", specs, &outputs).map_err(|error| fault(error.message))?;
+    let named = by_name(&outputs);
+    check_known("output", specs, &named).map_err(|error| fault(error.message))?;
     for spec in specs {
         if let Some(output) = find(&named, &spec.name) {
             spec.check("output", output).map_err(|error| fault(error.message))?;
@@ -126,22 +128,23 @@ fn is_in_order(specs: &[TensorSpec], tensors: &[Tensor]) -> bool {
     specs.len() == tensors.len() && specs.iter().zip(tensors).all(|(spec, tensor)| spec.name == tensor.name())
 }
 
-/// The tensors, sorted by name. Errors: invalid argument, naming one that is given twice or not in the signature.
-fn by_name<'a>(role: &str, specs: &[TensorSpec], tensors: &'a [Tensor]) -> Result<Vec<&'a Tensor>, Error> {
+/// The tensors, sorted by name.
+fn by_name(tensors: &[Tensor]) -> Vec<&Tensor> {
     let mut named: Vec<_> = tensors.iter().collect();
     named.sort_unstable_by_key(|tensor| tensor.name());
-    let twice = named.array_windows().find(|[one, other]| one.name() == other.name());
-    let known = specs.iter().filter(|spec| find(&named, &spec.name).is_some()).count();
-    if twice.is_none() && known == named.len() {
-        return Ok(named);
-    }
+    named
+}
+
+/// Errors: invalid argument, naming a tensor that is given twice or not in the signature.
+fn check_known(role: &str, specs: &[TensorSpec], named: &[&Tensor]) -> Result<(), Error> {
     let known: HashSet<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
-    let unknown = tensors.iter().find(|tensor| !known.contains(tensor.name()));
-    Err(Error::invalid(match (unknown, twice) {
-        (Some(tensor), _) => format!("{role} {:?} is not in the signature", tensor.name()),
-        (None, Some([tensor, _])) => format!("{role} {:?} is given twice", tensor.name()),
-        (None, None) => format!("the {role}s are not those of the signature"),
-    }))
+    if let Some(tensor) = named.iter().find(|tensor| !known.contains(tensor.name())) {
+        return Err(Error::invalid(format!("{role} {:?} is not in the signature", tensor.name())));
+    }
+    match named.array_windows().find(|[one, other]| one.name() == other.name()) {
+        Some([tensor, _]) => Err(Error::invalid(format!("{role} {:?} is given twice", tensor.name()))),
+        None => Ok(()),
+    }
 }
 
 fn find<'a>(named: &[&'a Tensor], name: &str) -> Option<&'a Tensor> {

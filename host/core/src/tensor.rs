@@ -16,8 +16,8 @@ pub const MAX_RANK: usize = 32;
 /// Longest name of a tensor or a column, in bytes.
 pub const MAX_NAME: usize = 1024;
 
-/// Most rows, at any depth, of a tensor without elements: whoever writes it as lists writes this many empty ones.
-const MAX_EMPTY_ROWS: u64 = 1 << 16;
+/// Most that the other dimensions of a tensor without elements may announce: who writes it as lists or columns writes so many empty ones.
+const MAX_EMPTY: u64 = 1 << 20;
 
 /// An Open Inference Protocol V2 datatype, or Triton's BF16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -314,25 +314,21 @@ fn product<'a>(mut dims: impl Iterator<Item = &'a u64>) -> Option<u64> {
     dims.try_fold(1_u64, |product, dim| product.checked_mul(*dim))
 }
 
-/// Whether a tensor may have this shape; tells how many elements it has. A shape without elements announces few rows too, because
-/// code that walks the rows has no data to bound it. Errors: invalid argument, naming the shape.
+/// Whether a tensor may have this shape; tells how many elements it has. A shape without elements announces little besides, because
+/// who walks its rows or columns has no data to end at. Errors: invalid argument, naming the shape.
 pub fn check_shape(shape: &[u64]) -> Result<u64, Error> {
     if shape.len() > MAX_RANK {
         let rank = shape.len();
         return Err(Error::invalid(format!("its shape has {rank} dimensions, more than {MAX_RANK}")));
     }
-    if product(shape.iter().filter(|dim| **dim > 0)).is_none() {
-        return Err(Error::invalid(format!("shape {shape:?} has too many elements")));
-    }
-    let rows = product(shape.iter().take_while(|dim| **dim > 0)).unwrap_or(u64::MAX);
-    if !shape.contains(&0) {
-        Ok(rows)
-    } else if rows > MAX_EMPTY_ROWS {
-        Err(Error::invalid(format!(
-            "shape {shape:?} announces {rows} empty rows, more than {MAX_EMPTY_ROWS}"
-        )))
-    } else {
-        Ok(0)
+    let is_empty = shape.contains(&0);
+    match product(shape.iter().filter(|dim| **dim > 0)) {
+        None => Err(Error::invalid(format!("shape {shape:?} has too many elements"))),
+        Some(count) if !is_empty => Ok(count),
+        Some(announced) if announced <= MAX_EMPTY => Ok(0),
+        Some(announced) => Err(Error::invalid(format!(
+            "shape {shape:?} has no elements, but announces {announced} rows or columns, more than {MAX_EMPTY}"
+        ))),
     }
 }
 

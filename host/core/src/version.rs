@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::artifact::{Artifact, Digest};
 use crate::deployment::{Bounds, DeploymentName};
-use crate::error::Error;
+use crate::error::{Error, ErrorCode};
 use crate::graph::{Batching, GraphOptions};
 use crate::infer::InferRequest;
 use crate::model::{ModelName, ModelVersion, Signature};
@@ -142,6 +142,17 @@ pub struct Package {
 }
 
 impl Package {
+    /// Whether its artifacts are within its limit. Errors: unavailable, naming the limit: an operator may have lowered it since.
+    pub fn check_artifacts(&self) -> Result<(), Error> {
+        let bytes = self.artifacts.iter().fold(0_u64, |sum, artifact| sum.saturating_add(artifact.bytes));
+        let (limit, mib) = (self.limits.artifact_bytes, self.limits.artifact_bytes >> 20);
+        if bytes <= limit {
+            return Ok(());
+        }
+        let text = format!("the artifacts have {bytes} bytes: limit artifact_mib = {mib} allows fewer");
+        Err(Error::new(ErrorCode::Unavailable, text))
+    }
+
     /// Whether it was granted `wasi:nn`, all of it or one of its interfaces: it may bring graphs of its own, too.
     pub fn may_have_graphs(&self) -> bool {
         let mut rest = self.capabilities.iter().filter_map(|capability| capability.strip_prefix("wasi:nn"));

@@ -84,7 +84,14 @@ impl Key {
         self
     }
 
-    fn finish(self) -> Digest {
+    /// Adds a list of fields; its name and count go in too, so that lists cannot run into each other.
+    pub(crate) fn with_list(self, name: &str, fields: &[String]) -> Self {
+        let key = self.with(name.as_bytes()).with(&(fields.len() as u64).to_le_bytes());
+        fields.iter().fold(key, |key, field| key.with(field.as_bytes()))
+    }
+
+    /// The entry's name.
+    pub(crate) fn digest(self) -> Digest {
         Digest::from_bytes(self.0.finalize().into())
     }
 }
@@ -148,32 +155,18 @@ impl Cache {
         Ok(cache)
     }
 
-    /// The entry, or the one that `make` compiles, which is kept for the next time.
-    pub(crate) fn get_or_make(
-        &self,
-        engine: &Engine,
-        key: Key,
-        make: impl FnOnce() -> Result<Vec<u8>, Error>,
-    ) -> Result<Code, Error> {
-        let key = key.finish();
-        if let Some(code) = self.get(engine, key) {
-            return Ok(code);
-        }
-        let made = make()?;
-        if let Err(error) = self.put(key, &made) {
+    /// Keeps what was compiled, and maps it.
+    pub(crate) fn keep(&self, engine: &Engine, key: Digest, made: &[u8]) -> Result<Code, Error> {
+        if let Err(error) = self.put(key, made) {
             tracing::warn!(%error, "compiled code is not kept: it will be compiled again");
         } else if let Some(code) = self.get(engine, key) {
             return Ok(code);
         }
-        Ok(Code { component: load_code(engine, &made)?, bytes: made.len() as u64, is_file: false })
+        Ok(Code { component: load_code(engine, made)?, bytes: made.len() as u64, is_file: false })
     }
 
     /// Maps the entry, if it is there and is what was written.
-    pub(crate) fn find(&self, engine: &Engine, key: Key) -> Option<Code> {
-        self.get(engine, key.finish())
-    }
-
-    fn get(&self, engine: &Engine, key: Digest) -> Option<Code> {
+    pub(crate) fn get(&self, engine: &Engine, key: Digest) -> Option<Code> {
         let image = path(&self.dir, &key, "cwasm");
         let file = File::open(&image).ok()?;
         let unusable = |error: &dyn std::fmt::Display| {
@@ -385,9 +378,10 @@ fn map_code(engine: &Engine, file: &File) -> Result<Component, Error> {
 
 fn load_code(engine: &Engine, code: &[u8]) -> Result<Component, Error> {
     #[expect(unsafe_code, reason = "native code can only be loaded on trust; see SAFETY")]
-    // SAFETY: the bytes come straight from `precompile_component` of this very engine.
+    // SAFETY: the bytes come straight from the compiler that this process started; wasmtime itself checks that it was made by the same
+    // release with the same settings.
     let component = unsafe { Component::deserialize(engine, code) };
-    component.map_err(|error| Error::internal(format!("compiled code cannot be loaded: {error:#}")))
+    component.map_err(|error| crate::fault::in_step("compile", &error))
 }
 
 #[cfg(test)]

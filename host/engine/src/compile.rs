@@ -1,12 +1,10 @@
-//! The wasmtime engine, its settings, and compilation.
+//! The wasmtime engine and its settings: one that runs instances, and one that only compiles, in a process of its own (`compiler`).
 
-use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use modelhost_core::error::Error;
-use moka::sync::Cache;
 use wasmtime::{CacheStore, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
 use crate::text::SharedText;
@@ -14,10 +12,12 @@ use crate::text::SharedText;
 /// How long one epoch lasts: the granularity of deadlines, and the longest a guest holds a server thread.
 pub(crate) const EPOCH: Duration = Duration::from_millis(1);
 
-/// Bytes of compiled functions that are kept in memory: a version's snapshot has its runtime's functions, so that only its
-/// first version compiles them. The largest shipped runtime, `onnx-sandboxed`, has 57 MB of them, and nearly as many again in its
-/// snapshots.
-const FUNCTION_CACHE_BYTES: u64 = 128 << 20;
+/// What one instance may have, by what real components need: a component made from Rust has one memory, two tables, and three core
+/// instances (its module, and the two small ones that tie its imports). The pool has so many for each of its instances, so that none
+/// takes what another needs. A component that has more is refused when it is registered, with the count.
+const MEMORIES: u32 = 1;
+const TABLES: u32 = 4;
+const CORE_INSTANCES: u32 = 16;
 
 /// Free slots that keep the image of the version they last ran, so that its next request finds them mapped. They hold their version's
 /// file open and the pages it wrote, also after it is unloaded.
@@ -40,6 +40,13 @@ pub struct Config {
     pub keep_resident_bytes: usize,
     /// Reset only the pages that a request wrote (Linux 6.7 and later). `None`: where the kernel has it.
     pub pagemap_scan: Option<bool>,
+    /// The executable that compiles when it is called with [`crate::COMPILE`]. `None`: this process compiles, without bounds; for
+    /// benchmarks and tests of trusted components.
+    pub compiler: Option<PathBuf>,
+    /// Longest that one component may take to compile.
+    pub compile_deadline: Duration,
+    /// Most memory that compiling one component may take, besides what a snapshot has of it.
+    pub compile_bytes: u64,
     /// How graphs are evaluated.
     pub graphs: modelhost_nn::Config,
 }
@@ -55,6 +62,9 @@ impl Config {
             load_deadline: Duration::from_secs(60),
             keep_resident_bytes: 1 << 20,
             pagemap_scan: None,
+            compiler: None,
+            compile_deadline: Duration::from_secs(120),
+            compile_bytes: 2 << 30,
             graphs: modelhost_nn::Config::default(),
         }
     }
@@ -62,6 +72,25 @@ impl Config {
 
 /// Builds the engine and starts its clock. Errors: internal, when the machine cannot hold the pool.
 pub(crate) fn engine(config: &Config) -> Result<Engine, Error> {
+    let mut settings = settings();
+    settings
+        .with_custom_code_memory(Some(Arc::new(SharedText)))
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(config)));
+    let engine = Engine::new(&settings)
+        .map_err(|error| Error::internal(format!("the instance pool cannot be made: {error:#}")))?;
+    start_clock(&engine).map_err(|error| Error::internal(format!("no thread for deadlines: {error}")))?;
+    Ok(engine)
+}
+
+/// An engine that only compiles, for [`engine`] to run. It looks functions up in `cache` before it compiles them.
+pub(crate) fn compiling_engine(cache: Arc<dyn CacheStore>) -> wasmtime::Result<Engine> {
+    let mut settings = settings();
+    settings.enable_incremental_compilation(cache)?;
+    Engine::new(&settings)
+}
+
+/// What decides the code.
+fn settings() -> wasmtime::Config {
     let mut settings = wasmtime::Config::new();
     settings
         .cranelift_opt_level(OptLevel::Speed)
@@ -72,25 +101,20 @@ pub(crate) fn engine(config: &Config) -> Result<Engine, Error> {
         // Only debuggers and backtraces read these, and every loaded version would hold its own.
         .generate_address_map(false)
         .native_unwind_info(false)
-        .debug_symbols(false)
-        .with_custom_code_memory(Some(Arc::new(SharedText)))
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(config)));
-    let engine = settings
-        .enable_incremental_compilation(Arc::new(Functions::new()))
-        .and_then(|settings| Engine::new(settings))
-        .map_err(|error| Error::internal(format!("the instance pool cannot be made: {error:#}")))?;
-    start_clock(&engine).map_err(|error| Error::internal(format!("no thread for deadlines: {error}")))?;
-    Ok(engine)
+        .debug_symbols(false);
+    settings
 }
 
 fn pool(config: &Config) -> PoolingAllocationConfig {
     let count = config.instances;
     let mut pool = PoolingAllocationConfig::default();
-    // A component made from Rust holds its module and the two small ones that tie its imports.
     pool.total_component_instances(count)
-        .total_core_instances(count.saturating_mul(4))
-        .total_memories(count)
-        .total_tables(count.saturating_mul(2))
+        .total_core_instances(count.saturating_mul(CORE_INSTANCES))
+        .max_core_instances_per_component(CORE_INSTANCES)
+        .total_memories(count.saturating_mul(MEMORIES))
+        .max_memories_per_component(MEMORIES)
+        .total_tables(count.saturating_mul(TABLES))
+        .max_tables_per_component(TABLES)
         .total_stacks(count)
         .max_unused_warm_slots(count.min(WARM_SLOTS))
         .max_memory_size(usize::try_from(config.max_memory_bytes).unwrap_or(usize::MAX))
@@ -105,29 +129,6 @@ fn pool(config: &Config) -> PoolingAllocationConfig {
     pool
 }
 
-/// Compiled functions by a hash of what they are compiled from.
-#[derive(Debug)]
-struct Functions(Cache<Vec<u8>, Arc<[u8]>>);
-
-impl Functions {
-    fn new() -> Self {
-        let weigh =
-            |key: &Vec<u8>, code: &Arc<[u8]>| u32::try_from(key.len() + code.len()).unwrap_or(u32::MAX);
-        Self(Cache::builder().max_capacity(FUNCTION_CACHE_BYTES).weigher(weigh).build())
-    }
-}
-
-impl CacheStore for Functions {
-    fn get(&self, key: &[u8]) -> Option<Cow<'_, [u8]>> {
-        self.0.get(key).map(|code| Cow::Owned(code.to_vec()))
-    }
-
-    fn insert(&self, key: &[u8], value: Vec<u8>) -> bool {
-        self.0.insert(key.to_vec(), value.into());
-        true
-    }
-}
-
 /// Ends with the engine.
 fn start_clock(engine: &Engine) -> std::io::Result<()> {
     let weak = engine.weak();
@@ -139,10 +140,4 @@ fn start_clock(engine: &Engine) -> std::io::Result<()> {
         }
     })?;
     Ok(())
-}
-
-/// Compiles a component to the bytes that the cache keeps. Blocks for as long as it takes.
-/// Errors: plugin fault, when it is no valid component.
-pub(crate) fn precompile(engine: &Engine, wasm: &[u8]) -> Result<Vec<u8>, Error> {
-    engine.precompile_component(wasm).map_err(|error| crate::fault::in_step("compile", &error))
 }

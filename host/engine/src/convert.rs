@@ -1,13 +1,18 @@
 //! Domain types to and from the generated ones.
 
+use std::sync::Arc;
+
+use modelhost_core::deployment::MemoryBudget;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
-use modelhost_core::model::Signature;
-use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor, TensorSpec};
+use modelhost_core::model::{MAX_TENSORS, Signature};
+use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor, TensorSpec, check_name};
 use modelhost_core::version::Package;
 
 use crate::bindings::exports::modelhost::inference::model;
 use crate::bindings::modelhost::inference::types;
+use crate::limits::counted;
+use crate::said;
 
 /// Borrows from the request: the tensors' bytes are copied once, into the guest.
 pub(crate) struct RequestParts<'a> {
@@ -44,18 +49,31 @@ impl<'a> RequestParts<'a> {
     }
 }
 
-/// A guest's answer. Errors: plugin fault, on a tensor whose data disagrees with its shape.
-pub(crate) fn outputs(response: model::Response) -> Result<Vec<Tensor>, Error> {
-    let output = |output: types::TensorResult| {
-        tensor(output)
-            .map_err(|error| Error::new(ErrorCode::PluginFault, format!("output {}", error.message)))
-    };
-    response.outputs.into_iter().map(output).collect()
+/// A guest's answer; its bytes count in `budget`. Errors: plugin fault, on more tensors than allowed, a name that cannot be one, or data
+/// that disagrees with its shape; resource exhausted, when the budget is used up.
+pub(crate) fn outputs(response: model::Response, budget: &Arc<MemoryBudget>) -> Result<Vec<Tensor>, Error> {
+    let outputs = tensors(response.outputs, budget);
+    outputs.map_err(|error| match error.code {
+        ErrorCode::InvalidArgument => Error::new(ErrorCode::PluginFault, format!("output {}", error.message)),
+        _ => error,
+    })
 }
 
-/// A guest's tensor. Errors: invalid argument, when its data disagrees with its shape.
-pub(crate) fn tensor(tensor: types::TensorResult) -> Result<Tensor, Error> {
-    Tensor::new(tensor.name, from_guest(tensor.datatype), tensor.shape, tensor.data.into())
+/// A guest's tensors; their bytes count in `budget`. Errors: invalid argument, on more of them than allowed, a name that cannot be one, or
+/// data that disagrees with its shape; resource exhausted, when the budget is used up.
+pub(crate) fn tensors(
+    tensors: Vec<types::TensorResult>,
+    budget: &Arc<MemoryBudget>,
+) -> Result<Vec<Tensor>, Error> {
+    if tensors.len() > MAX_TENSORS {
+        return Err(Error::invalid(format!("tensors: {} came, more than {MAX_TENSORS}", tensors.len())));
+    }
+    let tensor = |tensor: types::TensorResult| {
+        check_name(&tensor.name).map_err(|error| Error::invalid(format!("tensor: {}", error.message)))?;
+        let data = counted(tensor.data, budget)?;
+        Tensor::new(tensor.name, from_guest(tensor.datatype), tensor.shape, data)
+    };
+    tensors.into_iter().map(tensor).collect()
 }
 
 /// A tensor for a guest.
@@ -93,8 +111,8 @@ pub(crate) fn guests_error(error: Error) -> types::Error {
 /// A guest's own error, with the culprit it names.
 pub(crate) fn error(error: types::Error) -> Error {
     match error {
-        types::Error::InvalidInput(message) => Error::new(ErrorCode::InvalidArgument, message),
-        types::Error::Model(message) => Error::new(ErrorCode::PluginFault, message),
+        types::Error::InvalidInput(message) => Error::new(ErrorCode::InvalidArgument, said::text(&message)),
+        types::Error::Model(message) => Error::new(ErrorCode::PluginFault, said::text(&message)),
     }
 }
 
@@ -162,7 +180,8 @@ fn spec(spec: types::TensorSpec) -> Result<TensorSpec, Error> {
     let dim = |dim: i64| match dim {
         -1 => Ok(None),
         _ => u64::try_from(dim).map(Some).map_err(|_| {
-            Error::new(ErrorCode::PluginFault, format!("tensor {:?}: dimension {dim} is below -1", spec.name))
+            let name = said::text(&spec.name);
+            Error::new(ErrorCode::PluginFault, format!("tensor {name:?}: dimension {dim} is below -1"))
         }),
     };
     Ok(TensorSpec {

@@ -4,6 +4,7 @@ use modelhost_core::error::{Error, ErrorCode};
 use wasmtime::{PoolConcurrencyLimitError, Trap};
 
 use crate::limits::Refused;
+use crate::said;
 use crate::state::State;
 
 /// The guest ran past its deadline.
@@ -13,7 +14,7 @@ pub(crate) struct DeadlinePassed;
 
 /// A failure while a version is prepared. Names the step.
 pub(crate) fn in_step(step: &str, error: &wasmtime::Error) -> Error {
-    Error::new(ErrorCode::PluginFault, format!("{step}: {error:#}"))
+    Error::new(ErrorCode::PluginFault, said::error(step, error))
 }
 
 /// A call into the guest ended in `error`: says why in the guest's own terms where it can.
@@ -29,17 +30,24 @@ pub(crate) fn of_call(error: &wasmtime::Error, state: &State, limit_ms: u128) ->
     {
         return error.clone(); // the host's own, from a call that the guest made
     }
-    if let Some(Refused::Deployment(refusal)) = &state.memory.refused {
+    // A guest that gets no memory aborts; any other trap has another cause.
+    let trap = error.downcast_ref::<Trap>();
+    let refused = state
+        .memory
+        .refused
+        .as_ref()
+        .filter(|_| trap.is_none_or(|trap| *trap == Trap::UnreachableCodeReached));
+    if let Some(Refused::Deployment(refusal)) = refused {
         return refusal.clone();
     }
     let what = if error.is::<DeadlinePassed>() {
         format!("the plugin did not answer within its deadline of {limit_ms} ms")
-    } else if state.memory.refused.is_some() {
+    } else if refused.is_some() {
         "the plugin ran out of the memory that its limit allows".to_owned()
-    } else if let Some(trap) = error.downcast_ref::<Trap>() {
+    } else if let Some(trap) = trap {
         format!("the plugin trapped: {}", trap_text(*trap))
     } else {
-        format!("the plugin failed: {}", error.root_cause())
+        format!("the plugin failed: {}", said::text(&error.root_cause().to_string()))
     };
     let said = state.last_error.as_ref().map(|said| format!(" (it said: {said})")).unwrap_or_default();
     Error::new(ErrorCode::PluginFault, format!("{what}{said}"))

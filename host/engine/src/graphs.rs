@@ -3,13 +3,14 @@
 //! A tensor's bytes are copied out of the guest's memory once, and read there by the graph. What no guest can help (deadlines,
 //! exhausted bounds, the host's failures) ends the call and never reaches the guest, so that it is not taken for the plugin's fault.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::graph::Target;
-use modelhost_core::tensor::{self, DType};
+use modelhost_core::tensor::{self, DType, check_name};
 use modelhost_nn::Graphs;
 use wasmtime::component::{Resource, ResourceTable};
 
@@ -25,7 +26,7 @@ use crate::state::State;
 use held::{Context, Graph, NnError, Tensor};
 
 /// Handles of one instance at once, at most.
-const MAX_HANDLES: usize = 4096;
+pub(crate) const MAX_HANDLES: usize = 4096;
 
 /// The version's graphs, and what one instance holds of them.
 pub(crate) struct GraphState {
@@ -98,6 +99,11 @@ impl State {
     fn nn_error<T>(&mut self, error: Error) -> wasmtime::Result<Result<T, Resource<NnError>>> {
         let error = told(error)?;
         Ok(Err(self.graphs.table().push(NnError(error))?))
+    }
+
+    fn graph(&self, name: &str) -> Result<Arc<modelhost_nn::Graph>, Error> {
+        check_name(name)?;
+        self.graphs.graphs()?.by_name(name)
     }
 
     /// Evaluates within the guest's deadline; the time it takes is the guest's.
@@ -177,7 +183,7 @@ impl nn::graph::Host for State {
     }
 
     fn load_by_name(&mut self, name: String) -> wasmtime::Result<Result<Resource<Graph>, Resource<NnError>>> {
-        match self.graphs.graphs().and_then(|graphs| graphs.by_name(&name)) {
+        match self.graph(&name) {
             Ok(graph) => Ok(Ok(self.graphs.table().push(Graph(graph))?)),
             Err(error) => self.nn_error(error),
         }
@@ -229,6 +235,7 @@ impl nn::inference::HostGraphExecutionContext for State {
         let graph = Arc::clone(graph);
         let mut tensors = Vec::with_capacity(inputs.len());
         for (name, tensor) in inputs {
+            check_name(&name)?;
             let Tensor(tensor, _held) = table.delete(tensor)?;
             tensors.push(tensor.named(name));
         }
@@ -282,7 +289,7 @@ impl nn::errors::HostError for State {
 
 impl graphs::Host for State {
     fn describe(&mut self, name: String) -> Result<graphs::Signature, types::Error> {
-        let graph = self.graphs.graphs().and_then(|graphs| graphs.by_name(&name));
+        let graph = self.graph(&name);
         graph.map(|graph| convert::guests_signature(graph.signature())).map_err(convert::guests_error)
     }
 
@@ -292,17 +299,17 @@ impl graphs::Host for State {
         inputs: Vec<types::TensorResult>,
         outputs: Vec<String>,
     ) -> wasmtime::Result<Result<Vec<types::TensorResult>, types::Error>> {
-        let graph = self.graphs.graphs().and_then(|graphs| graphs.by_name(&name));
-        let inputs = inputs.into_iter().map(convert::tensor).collect::<Result<Vec<_>, _>>();
+        let graph = self.graph(&name);
+        let inputs = convert::tensors(inputs, self.memory.budget());
         let computed = match graph.and_then(|graph| Ok((graph, inputs?))) {
             Ok((graph, inputs)) => State::compute(self, &graph, inputs).await,
             Err(error) => Err(error),
         };
         match computed {
             Ok(computed) => {
-                let wanted = computed
-                    .into_iter()
-                    .filter(|output| outputs.is_empty() || outputs.iter().any(|name| name == output.name()));
+                let names: HashSet<_> = outputs.iter().map(String::as_str).collect();
+                let wanted =
+                    computed.into_iter().filter(|output| names.is_empty() || names.contains(output.name()));
                 Ok(Ok(wanted.map(convert::guests_tensor).collect()))
             }
             Err(error) => Ok(Err(convert::guests_error(told(error)?))),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use modelhost_core::deployment::MemoryBudget;
 use modelhost_core::error::Error;
 use wasmtime::ResourceLimiter;
@@ -15,11 +16,14 @@ pub(crate) enum Refused {
     Deployment(Error),
 }
 
-/// Bounds linear memory, and remembers why a guest got no more, for the error's text.
+/// What an element of a table takes.
+const TABLE_ELEMENT_BYTES: usize = 8;
+
+/// Bounds linear memory and tables, and remembers why a guest got no more, for the error's text.
 pub(crate) struct MemoryLimit {
     pub(crate) bytes: u64,
     budget: Arc<MemoryBudget>,
-    /// Bytes that the instance has, all its memories together.
+    /// Bytes that the instance has, all its memories and tables together.
     pub(crate) taken: u64,
     pub(crate) refused: Option<Refused>,
 }
@@ -27,6 +31,24 @@ pub(crate) struct MemoryLimit {
 impl MemoryLimit {
     pub(crate) fn new(bytes: u64, budget: &Arc<MemoryBudget>) -> Self {
         Self { bytes, budget: Arc::clone(budget), taken: 0, refused: None }
+    }
+
+    /// What its deployment's instances share.
+    pub(crate) fn budget(&self) -> &Arc<MemoryBudget> {
+        &self.budget
+    }
+
+    fn take(&mut self, more: u64) -> bool {
+        if self.taken.saturating_add(more) > self.bytes {
+            self.refused = Some(Refused::Limit);
+            return false;
+        }
+        if let Err(error) = self.budget.take(more) {
+            self.refused = Some(Refused::Deployment(error));
+            return false;
+        }
+        self.taken += more;
+        true
     }
 }
 
@@ -43,25 +65,74 @@ impl ResourceLimiter for MemoryLimit {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let more = desired.saturating_sub(current) as u64;
-        if self.taken + more > self.bytes {
-            self.refused = Some(Refused::Limit);
-            return Ok(false);
-        }
-        if let Err(error) = self.budget.take(more) {
-            self.refused = Some(Refused::Deployment(error));
-            return Ok(false);
-        }
-        self.taken += more;
-        Ok(true)
+        Ok(self.take(desired.saturating_sub(current) as u64))
     }
 
     fn table_growing(
         &mut self,
-        _current: usize,
-        _desired: usize,
+        current: usize,
+        desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(true) // the pool's slot size is the bound
+        Ok(self.take(desired.saturating_sub(current).saturating_mul(TABLE_ELEMENT_BYTES) as u64))
+    }
+}
+
+/// From so many bytes on, what a guest handed over counts in its deployment's budget until the last one lets it go.
+const COUNTED_BYTES: usize = 64 << 10;
+
+/// Bytes that a guest handed over to the host, counted like its memory.
+struct Counted {
+    content: Vec<u8>,
+    budget: Arc<MemoryBudget>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.content
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.budget.give_back(self.content.len() as u64);
+    }
+}
+
+/// Counts what a guest handed over. Errors: resource exhausted, when its deployment's instances have all that they may have.
+pub(crate) fn counted(content: Vec<u8>, budget: &Arc<MemoryBudget>) -> Result<Bytes, Error> {
+    if content.len() < COUNTED_BYTES {
+        return Ok(content.into());
+    }
+    budget.take(content.len() as u64)?;
+    Ok(Bytes::from_owner(Counted { content, budget: Arc::clone(budget) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_handed_over_counts_until_it_is_let_go() {
+        let budget = Arc::new(MemoryBudget::new(1 << 20));
+        let small = counted(vec![1; COUNTED_BYTES - 1], &budget).unwrap();
+        let large = counted(vec![2; 1 << 20], &budget).unwrap();
+        assert_eq!((budget.used(), small.len(), large[0]), (1 << 20, COUNTED_BYTES - 1, 2));
+        let part = large.slice(..1);
+        drop(large);
+        assert!(counted(vec![3; 1 << 20], &budget).is_err(), "a part keeps the whole");
+        drop(part);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn tables_count_as_memory() {
+        let budget = Arc::new(MemoryBudget::new(100));
+        let mut limit = MemoryLimit::new(1000, &budget);
+        assert!(limit.table_growing(0, 10, None).unwrap());
+        assert!(!limit.memory_growing(0, 21, None).unwrap());
+        assert!(matches!(limit.refused, Some(Refused::Deployment(_))));
+        drop(limit);
+        assert_eq!(budget.used(), 0);
     }
 }

@@ -1,38 +1,34 @@
-//! From a package to a version that answers: verify, compile, load, snapshot, compile the snapshot, warm.
+//! From a package to a version that answers: compile, verify, load, snapshot, compile the snapshot, warm. Only compiling takes turns: a
+//! `load` that never ends holds nothing but its own instance.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use modelhost_core::artifact::Digest;
 use modelhost_core::deployment::MemoryBudget;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::Signature;
 use modelhost_core::ports::{BlobStore, BoxFuture, LoadedModel, ModelRuntime};
 use modelhost_core::version::{Isolation, LoadReport, Package};
 use modelhost_nn::Graphs;
-use tokio::sync::Semaphore;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Engine, error::Context as _};
-use wasmtime_wizer::{WasmtimeWizerComponent, Wizer};
 
 use crate::bindings::RuntimePre;
 use crate::cache::{Cache, Code, Key};
 use crate::compile::{self, Config};
-use crate::instance::{Instance, Instances, Loaded, Warm, read_files};
+use crate::compiler::{Compiled, Compiler, Kind, Value};
+use crate::instance::{Instance, Instances, Loaded, read_files};
 use crate::limits::MemoryLimit;
-use crate::state::{Files, State, Stop};
-use crate::{examples, fault, state, verify};
-
-/// Compiling uses every core: one version at a time leaves the others to the requests.
-const COMPILING_AT_ONCE: usize = 1;
+use crate::state::{Files, State};
+use crate::stop::Stop;
+use crate::warm::Warm;
+use crate::{examples, fault, said, snapshot, state, verify};
 
 /// What a mapped component takes of the heap: wasmtime's tables of its types and functions. Measured by `cargo xtask bench density`.
 const HEAP_BYTES: u64 = 100 << 10;
-
-/// For reading a loaded instance's memory out.
-const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Turns packages into answering versions: the engine's [`ModelRuntime`].
 pub struct Runtime {
@@ -41,8 +37,8 @@ pub struct Runtime {
     cache: Cache,
     blobs: Arc<dyn BlobStore>,
     graphs: Arc<modelhost_nn::Runtime>,
+    compiler: Compiler,
     config: Config,
-    compiling: Semaphore,
 }
 
 impl Runtime {
@@ -57,8 +53,8 @@ impl Runtime {
             cache,
             blobs,
             graphs: modelhost_nn::Runtime::new(config.graphs.clone()),
+            compiler: Compiler::new(&config),
             config,
-            compiling: Semaphore::new(COMPILING_AT_ONCE),
         }))
     }
 
@@ -68,7 +64,6 @@ impl Runtime {
         known: Option<&LoadReport>,
         memory: &Arc<MemoryBudget>,
     ) -> Result<Loaded, Error> {
-        let _permit = self.compiling.acquire().await.map_err(|_| Error::internal("shutting down"))?;
         let wasm = self.blobs.read(&package.component).await?;
         let files = read_files(&*self.blobs, package).await?;
         let graphs = self.open_graphs(package, &files).await?;
@@ -104,7 +99,7 @@ impl Runtime {
         let Some(report) = known.filter(|report| report.isolation == Isolation::Request) else {
             return Ok(None);
         };
-        let Some(code) = self.cache.find(&self.engine, self.snapshot_key(package)) else {
+        let Some(code) = self.cache.get(&self.engine, self.snapshot_key(package)) else {
             return Ok(None);
         };
         let graphs = if package.may_have_graphs() {
@@ -123,30 +118,15 @@ impl Runtime {
         memory: &Arc<MemoryBudget>,
         graphs: Option<Arc<Graphs>>,
     ) -> Result<Loaded, NoSnapshot> {
-        let mut wizer = Wizer::new();
-        wizer.keep_init_func(true);
-        let (context, instrumented) =
-            wizer.instrument_component(wasm).map_err(|error| NoSnapshot::Refused(format!("{error:#}")))?;
         let key = Key::new(&self.engine, "instrumented").with(package.component.to_string().as_bytes());
-        let code = tokio::task::block_in_place(|| {
-            self.cache.get_or_make(&self.engine, key, || compile::precompile(&self.engine, &instrumented))
-        })?;
+        let code = self.compiled(key.digest(), package, wasm, Kind::Instrumented, Vec::new()).await?;
         let Scratch { mut instance, raw, signature } =
             self.run_load(package, &code.component, files, memory, graphs.clone()).await?;
-        // Reading the memory out calls into the component too, and must not end at the load's deadline.
-        State::renew(&mut instance.store, Stop::after(SNAPSHOT_DEADLINE));
-        let mut access = WasmtimeWizerComponent { store: &mut instance.store, instance: raw };
-        let snapshot = wizer
-            .snapshot_component(&context, &mut access)
-            .await
-            .map_err(|error| fault::in_step("snapshot", &error))?;
+        // Reading the memory out calls into the component too.
+        State::renew(&mut instance.store, Stop::after(self.config.load_deadline));
+        let state = snapshot::read(&mut instance.store, raw).await?;
         drop(instance);
-
-        let code = tokio::task::block_in_place(|| {
-            self.cache.get_or_make(&self.engine, self.snapshot_key(package), || {
-                compile::precompile(&self.engine, &snapshot)
-            })
-        })?;
+        let code = self.compiled(self.snapshot_key(package), package, wasm, Kind::Snapshot, state).await?;
         let report = LoadReport { signature, isolation: Isolation::Request, isolation_note: None };
         Ok(self.loaded(package, &code, report, Instances::Fresh, memory, graphs)?)
     }
@@ -161,15 +141,42 @@ impl Runtime {
         graphs: Option<Arc<Graphs>>,
     ) -> Result<Loaded, Error> {
         let key = Key::new(&self.engine, "plain").with(package.component.to_string().as_bytes());
-        let code = tokio::task::block_in_place(|| {
-            self.cache.get_or_make(&self.engine, key, || compile::precompile(&self.engine, wasm))
-        })?;
+        let code = match self.compiled(key.digest(), package, wasm, Kind::Plain, Vec::new()).await {
+            Ok(code) => code,
+            Err(NoSnapshot::Failed(error)) => return Err(error),
+            Err(NoSnapshot::Refused(why)) => return Err(Error::internal(why)), // only instrumenting refuses
+        };
         let Scratch { instance, signature, .. } =
             self.run_load(package, &code.component, files, memory, graphs.clone()).await?;
         let report = LoadReport { signature, isolation: Isolation::Instance, isolation_note: note };
         let warm = Warm::new(Arc::clone(&self.blobs), package.clone(), self.config.load_deadline);
         warm.add(instance);
         self.loaded(package, &code, report, Instances::Warm(Box::new(warm)), memory, graphs)
+    }
+
+    /// The cache's code, or what a compiler makes.
+    async fn compiled(
+        &self,
+        key: Digest,
+        package: &Package,
+        wasm: &Bytes,
+        kind: Kind,
+        state: Vec<(String, Value)>,
+    ) -> Result<Code, NoSnapshot> {
+        if let Some(code) = self.cache.get(&self.engine, key) {
+            return Ok(code);
+        }
+        let turn = self.compiler.turn().await?;
+        // Another load may have compiled it meanwhile.
+        if let Some(code) = self.cache.get(&self.engine, key) {
+            return Ok(code);
+        }
+        match turn.compile(package.component, wasm.clone(), kind, state).await? {
+            Compiled::Refused(why) => Err(NoSnapshot::Refused(why)),
+            Compiled::Code(made) => {
+                Ok(tokio::task::block_in_place(|| self.cache.keep(&self.engine, key, &made))?)
+            }
+        }
     }
 
     /// Verifies, then runs `load` in a scratch instance.
@@ -181,7 +188,8 @@ impl Runtime {
         memory: &Arc<MemoryBudget>,
         graphs: Option<Arc<Graphs>>,
     ) -> Result<Scratch, Error> {
-        verify::verify(&self.engine, component, &package.capabilities)?;
+        verify::verify(&self.engine, component, &package.capabilities)
+            .map_err(|error| Error::new(error.code, said::text(&error.message)))?;
         let limit = self.config.load_deadline;
         let pre = self.link(component)?;
         let memory = MemoryLimit::new(package.limits.memory_bytes, memory);
@@ -239,17 +247,27 @@ impl Runtime {
             .map_err(|error| fault::in_step("link", &error))
     }
 
-    /// Everything that decides what the loaded memory holds.
-    fn snapshot_key(&self, package: &Package) -> Key {
-        let mut key = Key::new(&self.engine, "snapshot").with(package.component.to_string().as_bytes());
-        for artifact in &package.artifacts {
-            key = key.with(artifact.name.as_bytes()).with(artifact.digest.to_string().as_bytes());
-        }
-        for (name, value) in &package.parameters {
-            key = key.with(name.as_bytes()).with(value.as_bytes());
-        }
-        key.with(format!("{:?}", package.columns).as_bytes())
+    /// Everything that decides what the loaded memory holds: what `load` reads, what it may call, and how much it may take.
+    pub(crate) fn snapshot_key(&self, package: &Package) -> Digest {
+        let artifacts =
+            package.artifacts.iter().map(|artifact| (artifact.name.clone(), artifact.digest.to_string()));
+        let columns = package.columns.iter().map(|column| format!("{column:?}"));
+        let graphs = format!("{:?}", package.graphs);
+        Key::new(&self.engine, "snapshot")
+            .with(package.component.to_string().as_bytes())
+            .with_list("artifacts", &pairs(artifacts))
+            .with_list("parameters", &pairs(package.parameters.iter().cloned()))
+            .with_list("columns", &columns.collect::<Vec<_>>())
+            .with_list("capabilities", &package.capabilities)
+            .with(graphs.as_bytes())
+            .with(&package.limits.memory_bytes.to_le_bytes())
+            .digest()
     }
+}
+
+/// Names and values, one after the other.
+fn pairs(pairs: impl Iterator<Item = (String, String)>) -> Vec<String> {
+    pairs.flat_map(|(name, value)| [name, value]).collect()
 }
 
 impl ModelRuntime for Runtime {
@@ -260,6 +278,11 @@ impl ModelRuntime for Runtime {
         memory: &'a Arc<MemoryBudget>,
     ) -> BoxFuture<'a, Result<Arc<dyn LoadedModel>, Error>> {
         Box::pin(async move {
+            package.check_artifacts()?;
+            if let Some(report) = known {
+                // An older host registered what this one refuses.
+                report.signature.check().map_err(|error| in_step("load", error))?;
+            }
             let compiled = self.find_compiled(package, known, memory).await?;
             // The same bytes passed their examples when they were compiled; a GPU compiles its part anew.
             let is_warm = compiled.as_ref().is_some_and(|loaded| loaded.graphs.is_none());
@@ -308,7 +331,8 @@ async fn start_with_raw(
     mut store: wasmtime::Store<State>,
     limit: Duration,
 ) -> Result<(Instance, wasmtime::component::Instance), Error> {
-    let raw = match pre.instance_pre().instantiate_async(&mut store).await {
+    let stop = store.data().stop.clone();
+    let raw = match stop.within(pre.instance_pre().instantiate_async(&mut store)).await {
         Ok(raw) => raw,
         Err(error) => return Err(fault::of_call(&error, store.data(), limit.as_millis())),
     };

@@ -1,75 +1,32 @@
 //! The host's side of one instance: what a guest reaches through its imports. Lives as long as its store.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use modelhost_core::infer::Deadline;
 use modelhost_nn::Graphs;
-use wasmtime::component::{HasSelf, Linker, ResourceTable};
+use wasmtime::component::{HasSelf, Linker, Resource, ResourceTable};
 use wasmtime::{Engine, Store, UpdateDeadline};
+use wasmtime_wasi::clocks::WasiClocksView;
+use wasmtime_wasi::p2::DynPollable;
+use wasmtime_wasi::p2::bindings::clocks::monotonic_clock;
 use wasmtime_wasi::random::Deterministic;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::bindings::Runtime;
 use crate::bindings::modelhost::inference::{artifacts, logging, types};
-use crate::compile::EPOCH;
-use crate::fault::DeadlinePassed;
-use crate::graphs::GraphState;
+use crate::graphs::{GraphState, MAX_HANDLES};
 use crate::limits::MemoryLimit;
+use crate::said;
+use crate::stop::Stop;
 
-/// Log lines that one call may write, and bytes of each.
+/// Log lines that one call may write.
 const MAX_LOG_LINES: u32 = 100;
-const MAX_LOG_BYTES: usize = 4096;
+
+/// Random bytes that a guest gets in one call.
+const MAX_RANDOM_BYTES: u64 = 1 << 20;
 
 /// What a guest draws when it asks for randomness: the golden ratio's digits, the same for every request.
 const RANDOM: [u8; 16] = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834_u128.to_be_bytes();
-
-/// When a guest is stopped: when it ran for so long, or when its caller waits no longer. What counts for the first is its own
-/// time slices, not the clock: that the machine is busy is not its fault.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Stop {
-    slices: u128,
-    caller: Option<Instant>,
-}
-
-impl Stop {
-    /// After the guest's own limit.
-    pub(crate) fn after(limit: Duration) -> Self {
-        Self { slices: limit.as_nanos().div_ceil(EPOCH.as_nanos()), caller: None }
-    }
-
-    /// No later than the caller's deadline.
-    pub(crate) fn or_callers(self, deadline: Deadline) -> Self {
-        Self { caller: Some(deadline.instant()), ..self }
-    }
-
-    /// One more slice is over. Errors: the guest may not have another.
-    fn slice(&mut self) -> Result<(), DeadlinePassed> {
-        if self.callers_passed() {
-            return Err(DeadlinePassed);
-        }
-        self.slices = self.slices.saturating_sub(1);
-        if self.slices == 0 { Err(DeadlinePassed) } else { Ok(()) }
-    }
-
-    /// When that is, should it wait for the host from `now` on: what it waits is its own time.
-    pub(crate) fn at(&self, now: Instant) -> Instant {
-        let left = u64::try_from(self.slices.saturating_mul(EPOCH.as_nanos())).unwrap_or(u64::MAX);
-        let own = now.checked_add(Duration::from_nanos(left));
-        [own, self.caller].into_iter().flatten().min().unwrap_or(now)
-    }
-
-    /// It waited so long for the host.
-    pub(crate) fn spend(&mut self, time: Duration) {
-        self.slices = self.slices.saturating_sub(time.as_nanos() / EPOCH.as_nanos()).max(1);
-    }
-
-    /// Whether the caller waits no longer.
-    pub(crate) fn callers_passed(&self) -> bool {
-        self.caller.is_some_and(|caller| Instant::now() >= caller)
-    }
-}
 
 /// What `load` may read: names and contents, in the manifest's order.
 pub(crate) type Files = Vec<(String, Bytes)>;
@@ -118,22 +75,29 @@ impl State {
         state.stop = stop;
         state.log_lines = 0;
         state.last_error = None;
+        state.memory.refused = None;
     }
 }
 
 /// Everything a guest may import. WASI is an empty world: no file, no network, no environment, and clocks and
-/// randomness that are the same for every request, so that equal requests get equal bytes.
+/// randomness that are the same for every request, so that equal requests get equal bytes. Nothing in it can be waited for.
 pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    linker.allow_shadowing(true); // WASI's own timers wait
+    monotonic_clock::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut State| state)?;
+    linker.allow_shadowing(false);
     Runtime::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
     Ok(linker)
 }
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        let (ctx, table) =
-            &mut **self.wasi.get_or_insert_with(|| Box::new((empty_world(), ResourceTable::new())));
+        let (ctx, table) = &mut **self.wasi.get_or_insert_with(|| {
+            let mut table = ResourceTable::new();
+            table.set_max_capacity(MAX_HANDLES);
+            Box::new((empty_world(), table))
+        });
         WasiCtxView { ctx, table }
     }
 }
@@ -146,17 +110,17 @@ fn empty_world() -> WasiCtx {
         .secure_random(Deterministic::new(RANDOM.to_vec()))
         .insecure_random(Deterministic::new(RANDOM.to_vec()))
         .insecure_random_seed(0)
-        .wall_clock(still::Epoch)
-        .monotonic_clock(still::Epoch);
+        .max_random_size(MAX_RANDOM_BYTES)
+        .wall_clock(still::Epoch);
     builder.build()
 }
 
 mod still {
-    //! Clocks that stand still.
+    //! A clock that stands still.
 
     use std::time::Duration;
 
-    use wasmtime_wasi::{HostMonotonicClock, HostWallClock};
+    use wasmtime_wasi::HostWallClock;
 
     /// 1970-01-01, forever.
     pub(super) struct Epoch;
@@ -170,15 +134,25 @@ mod still {
             Duration::ZERO
         }
     }
+}
 
-    impl HostMonotonicClock for Epoch {
-        fn resolution(&self) -> u64 {
-            1
-        }
+/// It stands still, so every timer is due at once: a guest that sleeps goes on, and one that waits for the clock to move spends its own
+/// time.
+impl monotonic_clock::Host for State {
+    fn now(&mut self) -> wasmtime::Result<u64> {
+        Ok(0)
+    }
 
-        fn now(&self) -> u64 {
-            0
-        }
+    fn resolution(&mut self) -> wasmtime::Result<u64> {
+        Ok(1)
+    }
+
+    fn subscribe_instant(&mut self, _: u64) -> wasmtime::Result<Resource<DynPollable>> {
+        self.subscribe_duration(0)
+    }
+
+    fn subscribe_duration(&mut self, _: u64) -> wasmtime::Result<Resource<DynPollable>> {
+        monotonic_clock::Host::subscribe_duration(&mut self.clocks(), 0)
     }
 }
 
@@ -191,23 +165,31 @@ impl artifacts::Host for State {
 
     fn read(&mut self, name: String) -> Result<Vec<u8>, String> {
         let Some(files) = &self.files else {
+            let name = said::text(&name);
             return Err(format!("artifact {name:?}: artifacts can be read only while the version loads"));
         };
-        let file = files.iter().find(|(known, _)| *known == name);
-        file.map(|(_, content)| content.to_vec()).ok_or_else(|| {
+        let Some((_, content)) = files.iter().find(|(known, _)| *known == name) else {
             let known: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
-            format!("artifact {name:?} is not in the manifest, which names {known:?}")
-        })
+            let name = said::text(&name);
+            return Err(format!("artifact {name:?} is not in the manifest, which names {known:?}"));
+        };
+        let (bytes, most) = (content.len() as u64, self.memory.bytes);
+        if bytes > most {
+            return Err(format!(
+                "artifact {name:?} has {bytes} bytes, more than the {most} of memory allowed"
+            ));
+        }
+        Ok(content.to_vec())
     }
 }
 
 impl logging::Host for State {
-    fn log(&mut self, level: logging::Level, mut message: String) {
+    fn log(&mut self, level: logging::Level, message: String) {
         self.log_lines += 1;
         if self.log_lines > MAX_LOG_LINES {
             return;
         }
-        message.truncate(message.floor_char_boundary(MAX_LOG_BYTES));
+        let message = said::text(&message);
         match level {
             logging::Level::Trace => tracing::trace!(target: "guest", message),
             logging::Level::Debug => tracing::debug!(target: "guest", message),

@@ -1,5 +1,6 @@
 //! What a backend is: something that evaluates one graph.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,9 +25,10 @@ impl GraphFile {
     /// `files`: those that may lie beside it. Errors: plugin fault, when it is no ONNX file, or names one that is not among them.
     pub(crate) fn new(content: &Bytes, files: &[(String, Bytes)]) -> Result<Self, Error> {
         let (mut beside, mut bytes) = (Vec::<(String, Bytes)>::new(), content.len() as u64);
+        let known: HashMap<&str, &Bytes> = files.iter().map(|(name, file)| (name.as_str(), file)).collect();
         for (name, length) in external_tensors(content).map_err(Error::fault)? {
             let artifact = name.strip_prefix("./").unwrap_or(&name);
-            let (_, file) = files.iter().find(|(known, _)| known == artifact).ok_or_else(|| {
+            let file = *known.get(artifact).ok_or_else(|| {
                 let names: Vec<_> = files.iter().map(|(name, _)| name).collect();
                 Error::fault(format!(
                     "some of its weights are in the file {name:?}, which is not among {names:?}"

@@ -11,7 +11,7 @@ use modelhost_core::infer::conform_inputs;
 use modelhost_core::model::Signature;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::GRAPH_SUFFIX;
-use modelhost_onnx::is_bounded;
+use modelhost_onnx::{check_signature, is_bounded};
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
@@ -159,6 +159,10 @@ impl Graphs {
 
     fn open(&self, name: &str, content: &Bytes, files: &[(String, Bytes)]) -> Result<Graph, Error> {
         let opened = GraphFile::new(content, files).and_then(|file| self.choose(&file));
+        let opened = opened.and_then(|opened| {
+            check_signature(opened.backend.signature()).map_err(Error::fault)?;
+            Ok(opened)
+        });
         let Opened { backend, label, device } =
             opened.map_err(|error| error.within(format_args!("graph {name}")))?;
         let lane = Arc::new(Lane::new(backend, self.batching, is_bounded(content), &self.memory));

@@ -78,7 +78,7 @@ fn number(tensor: &TensorProto, key: &str) -> Result<Option<usize>, String> {
 type Each<'a> = dyn FnMut(&mut TensorProto) -> Result<(), String> + 'a;
 
 /// Every tensor, wherever a model may hold one.
-fn each_tensor(model: &mut ModelProto, each: &mut Each<'_>) -> Result<(), String> {
+pub(crate) fn each_tensor(model: &mut ModelProto, each: &mut Each<'_>) -> Result<(), String> {
     let training = model.training_info.iter_mut();
     let training = training.flat_map(|info| info.initialization.iter_mut().chain(&mut info.algorithm));
     for graph in model.graph.iter_mut().chain(training) {

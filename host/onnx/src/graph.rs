@@ -1,5 +1,6 @@
 //! An ONNX graph: what it takes and gives, and its evaluation by tract.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,10 +10,11 @@ use modelhost_core::model::Signature;
 use modelhost_core::tensor::{DType, Tensor, TensorSpec};
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::dimension;
-use tract_onnx::pb::{GraphProto, ModelProto, TensorProto, ValueInfoProto, type_proto};
+use tract_onnx::pb::{ModelProto, ValueInfoProto, type_proto};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::{InferenceFact, ShapeFactoid};
 
+use crate::check::{check_graph, fed};
 use crate::element;
 use crate::external::bring_in;
 
@@ -62,7 +64,7 @@ impl Graph {
         let mut proto = decode(file)?;
         bring_in(&mut proto, beside)?;
         let graph = proto.graph.as_ref().ok_or("it holds no graph")?;
-        check_constants(graph)?;
+        check_graph(graph)?;
         let inputs: Vec<_> = fed(graph).map(|value| Value::read("input", value)).collect::<Result<_, _>>()?;
         let outputs: Vec<_> =
             graph.output.iter().map(|value| Value::read("output", value)).collect::<Result<_, _>>()?;
@@ -200,19 +202,16 @@ pub fn check_names<'a, Names: Iterator<Item = Option<&'a str>>>(
     inputs: &[Tensor],
     names: impl Fn(usize) -> Names,
 ) -> Result<(), Error> {
-    let mut sizes: Vec<(&str, u64)> = Vec::new();
+    let mut sizes: BTreeMap<&str, u64> = BTreeMap::new();
     for (at, tensor) in inputs.iter().enumerate() {
         for (name, came) in names(at).zip(tensor.shape()) {
             let Some(name) = name else { continue };
-            match sizes.iter().find(|(known, _)| *known == name) {
-                None => sizes.push((name, *came)),
-                Some((_, size)) if size == came => {}
-                Some((_, size)) => {
-                    return Err(Error::invalid(format!(
-                        "input {:?}: its dimension {name:?} is {came}, and {size} in another input",
-                        tensor.name()
-                    )));
-                }
+            let size = *sizes.entry(name).or_insert(*came);
+            if size != *came {
+                return Err(Error::invalid(format!(
+                    "input {:?}: its dimension {name:?} is {came}, and {size} in another input",
+                    tensor.name()
+                )));
             }
         }
     }
@@ -313,46 +312,6 @@ pub fn is_bounded(file: &[u8]) -> bool {
     let nodes = model.graph.iter().flat_map(|graph| &graph.node);
     model.functions.is_empty()
         && nodes.into_iter().all(|node| is_standard(&node.domain) && !UNBOUNDED.contains(&&*node.op_type))
-}
-
-/// tract computes what is constant when it plans: a few bytes of file must not make it fill the memory.
-fn check_constants(graph: &GraphProto) -> Result<(), String> {
-    for node in &graph.node {
-        let at = match &*node.op_type {
-            "ConstantOfShape" => 0,
-            "Expand" | "Tile" => 1,
-            _ => continue,
-        };
-        let shape =
-            node.input.get(at).and_then(|name| graph.initializer.iter().find(|given| given.name == *name));
-        let sizes = shape.map(integers).unwrap_or_default();
-        let elements = sizes.iter().try_fold(1_i64, |product, size| product.checked_mul(*size));
-        if elements.is_none_or(|elements| elements > MOST_CONSTANT) {
-            return Err(format!(
-                "node {:?} ({}): sizes {sizes:?} make more than {MOST_CONSTANT} elements",
-                node.name, node.op_type
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Elements of one constant tensor.
-const MOST_CONSTANT: i64 = 1 << 26;
-
-/// The elements of an INT64 initializer. Source: onnx.proto3, `TensorProto`.
-fn integers(tensor: &TensorProto) -> Vec<i64> {
-    let (chunks, _) = tensor.raw_data.as_chunks::<8>();
-    if chunks.is_empty() {
-        tensor.int64_data.clone()
-    } else {
-        chunks.iter().map(|chunk| i64::from_le_bytes(*chunk)).collect()
-    }
-}
-
-/// The inputs that a caller feeds: initializers may be listed among the inputs too.
-fn fed(graph: &GraphProto) -> impl Iterator<Item = &ValueInfoProto> {
-    graph.input.iter().filter(|input| graph.initializer.iter().all(|given| given.name != input.name))
 }
 
 fn set_input(

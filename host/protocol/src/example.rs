@@ -6,6 +6,9 @@ use serde_json::Value;
 
 use crate::json_tensor::write_nested;
 
+/// Longest example that is shown, in bytes: a person reads it.
+pub(crate) const MAX_EXAMPLE: usize = 16 << 10;
+
 /// One column's value in the example's first row, or one input's.
 pub(crate) struct ExampleField {
     pub(crate) name: String,
@@ -23,7 +26,7 @@ pub(crate) fn fields(version: &Version) -> Option<Vec<ExampleField>> {
             let values = values.iter().map(|bytes| f32::from_le_bytes(*bytes));
             Some(table.columns.iter().zip(values).map(|(column, value)| of_column(column, value)).collect())
         }
-        None => inputs.iter().map(of_input).collect(),
+        None => Some(inputs.iter().map(of_input).collect()),
     }
 }
 
@@ -37,14 +40,23 @@ fn of_column(column: &Column, value: f32) -> ExampleField {
     ExampleField { name: column.name.clone(), text, is_number }
 }
 
-fn of_input(tensor: &Tensor) -> Option<ExampleField> {
+/// An input that cannot be shown stays empty.
+fn of_input(tensor: &Tensor) -> ExampleField {
+    let text = written(tensor, None).unwrap_or_default();
+    ExampleField { name: tensor.name().to_owned(), text, is_number: false }
+}
+
+/// A tensor as JSON, or one row of it; `None` when it has no such form, or is too large to show.
+pub(crate) fn written(tensor: &Tensor, row: Option<usize>) -> Option<String> {
+    // An element takes one byte at least, an empty list two.
+    let announced = tensor.shape().iter().filter(|dim| **dim > 0).product::<u64>();
+    let rows = row.and_then(|_| tensor.shape().first().copied()).unwrap_or(1).max(1);
+    if (tensor.data().len() as u64).max(announced) / rows > MAX_EXAMPLE as u64 {
+        return None;
+    }
     let mut out = Vec::new();
-    write_nested(&mut out, tensor, None, false).ok()?;
-    Some(ExampleField {
-        name: tensor.name().to_owned(),
-        text: String::from_utf8(out).ok()?,
-        is_number: false,
-    })
+    write_nested(&mut out, tensor, row, false).ok()?;
+    String::from_utf8(out).ok().filter(|text| text.len() <= MAX_EXAMPLE)
 }
 
 /// The fields as a JSON record: numbers as numbers, missing ones left out.

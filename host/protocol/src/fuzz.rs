@@ -2,18 +2,21 @@
 //! them.
 
 use bytes::Bytes;
-use modelhost_core::tensor::Tensor;
+use modelhost_core::infer::conform_outputs;
+use modelhost_core::model::Signature;
+use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor, TensorSpec};
+use modelhost_core::version::Model;
 use prost::Message;
 
 use crate::oip_rest::Framing;
 use crate::testing::{version, with_inputs};
-use crate::{ReplyForm, csv, mlflow, oip_grpc, oip_rest, records, tf_serving};
+use crate::{ReplyForm, csv, mlflow, oip_grpc, oip_rest, openapi, page, records, tf_serving};
 
 /// A decoder under test: takes any bytes, panics when something is wrong.
 type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("oip_rest", oip_rest_infer),
     ("oip_raw", oip_rest_raw),
     ("oip_control", oip_rest_control),
@@ -22,6 +25,7 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("mlflow", mlflow_invocations),
     ("records", records_rows),
     ("csv", csv_file),
+    ("guest", guest_says),
 ];
 
 /// Two bytes say how much of the rest is JSON.
@@ -104,7 +108,6 @@ fn mlflow_invocations(data: &[u8]) {
 }
 
 fn any_version(number: u8) -> modelhost_core::version::Version {
-    use modelhost_core::tensor::DType;
     let dtype = |number: u8| DType::ALL.get(usize::from(number)).copied();
     match dtype(number) {
         Some(dtype) => with_inputs(&[("a", dtype, &[None]), ("b", DType::Bytes, &[None, None])]),
@@ -139,6 +142,93 @@ fn csv_file(data: &[u8]) {
         Some(all)
     };
     assert_eq!(read(usize::from(*size).max(1)), read(file.len().max(1)));
+}
+
+/// A plugin's signature and answer, spelled by the bytes. What passes the host's checks can be shown and written in every dialect, in
+/// bounded space.
+fn guest_says(data: &[u8]) {
+    let mut said = Said(data);
+    let mut version = version();
+    version.report.signature = Signature { inputs: said.list(Said::spec), outputs: said.list(Said::spec) };
+    let model = Model::new(version.model.clone());
+    // Renderers hold for what an older host registered, too.
+    let size = openapi::document(&model, &version).to_string().len();
+    assert!(size < (1 << 20) + 64 * data.len(), "{size} bytes of OpenAPI");
+    if version.report.signature.check().is_err() {
+        return;
+    }
+    let tensors = said.list(Said::tensor);
+    let answer: Option<Vec<_>> = tensors.into_iter().collect();
+    let Some(Ok(outputs)) = answer.map(|outputs| conform_outputs(&version.report.signature, &[], outputs))
+    else {
+        return drop(page::model(&model, &version, false, "h", &[], &page::Outcome::Empty));
+    };
+    drop(page::model(&model, &version, false, "h", &[], &page::Outcome::Answered(&version, &outputs)));
+    drop(oip_rest::model_metadata(&model, &version));
+    drop(oip_rest::model_config(&version, &[]));
+    echo_rest(&outputs, &ReplyForm::default());
+    drop(oip_grpc::encode(&version, None, &outputs, &ReplyForm::default()));
+    drop(records::encode(&version, &outputs));
+    drop(csv::encode(&version, &outputs, true));
+    drop(mlflow::encode(&outputs));
+    drop(tf_serving::encode(&outputs, tf_serving::Layout::Rows));
+    drop(tf_serving::encode(&outputs, tf_serving::Layout::Columns));
+}
+
+/// What is left of the bytes; zeros follow them.
+struct Said<'a>(&'a [u8]);
+
+impl Said<'_> {
+    fn byte(&mut self) -> u8 {
+        self.0.split_off_first().copied().unwrap_or_default()
+    }
+
+    fn list<T>(&mut self, mut one: impl FnMut(&mut Self) -> T) -> Vec<T> {
+        (0..self.byte()).map_while(|_| (!self.0.is_empty()).then(|| one(self))).collect()
+    }
+
+    fn text(&mut self) -> String {
+        let length = usize::from(self.byte()).min(self.0.len());
+        let text = self.0.split_off(..length).unwrap_or_default();
+        String::from_utf8_lossy(text).into_owned()
+    }
+
+    fn dtype(&mut self) -> DType {
+        let at = usize::from(self.byte()) % DType::ALL.len();
+        DType::ALL.get(at).copied().unwrap_or(DType::Fp32)
+    }
+
+    /// 0 to 63, or a power of two.
+    fn dim(&mut self) -> u64 {
+        match self.byte() {
+            small @ 0..64 => small.into(),
+            power => 1 << (power % 64),
+        }
+    }
+
+    fn spec(&mut self) -> TensorSpec {
+        let (name, dtype) = (self.text(), self.dtype());
+        let shape = self.list(|said| Some(said.dim()).filter(|dim| *dim != 63));
+        let columns = self.list(|said| Column {
+            name: said.text(),
+            kind: match said.list(Said::text) {
+                values if values.is_empty() => ColumnKind::Numeric,
+                values => ColumnKind::Categorical(values),
+            },
+            description: Some(said.text()),
+            unit: None,
+            minimum: Some(f64::from(said.byte()) / 0.0),
+            maximum: None,
+            missing: said.byte() > 9,
+        });
+        TensorSpec { name, dtype, shape, columns: columns.into() }
+    }
+
+    fn tensor(&mut self) -> Option<Tensor> {
+        let (name, dtype, shape) = (self.text(), self.dtype(), self.list(Self::dim));
+        let data = self.list(Self::byte);
+        Tensor::new(name, dtype, shape, data.into()).ok()
+    }
 }
 
 #[cfg(test)]

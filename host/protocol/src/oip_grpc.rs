@@ -100,7 +100,7 @@ fn name_it(role: &str, name: &str, error: Error) -> Error {
     if error.message.contains(&format!("{name:?}")) {
         return error;
     }
-    Error::new(error.code, format!("{role} {name:?}: {}", error.message))
+    error.within(format_args!("{role} {name:?}"))
 }
 
 fn read_tensor(

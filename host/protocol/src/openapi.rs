@@ -1,7 +1,7 @@
 //! A model's OpenAPI 3.1 document, made from its signature: the short URL, TF Serving's predict, MLflow's invocations and the Open Inference
 //! Protocol.
 
-use modelhost_core::tensor::{Column, ColumnKind, DType, TensorSpec};
+use modelhost_core::tensor::{Column, ColumnKind, DType, MAX_RANK, TensorSpec};
 use modelhost_core::version::{Model, Version};
 use serde_json::{Map, Value, json};
 
@@ -217,19 +217,13 @@ fn element_types(dtype: DType, or_null: bool) -> Vec<&'static str> {
     if or_null { vec![name, "null"] } else { vec![name] }
 }
 
-/// A value nested as deep as the tensor has dimensions, fixed lengths included.
+/// A value nested as deep as the tensor has dimensions, fixed lengths included. No deeper than a tensor can be, whatever an older host
+/// registered.
 fn nested_schema(dtype: DType, shape: &[Option<u64>]) -> Value {
-    match shape.split_first() {
-        None => element_schema(dtype),
-        Some((dim, rest)) => {
-            let mut schema = json!({"type": "array", "items": nested_schema(dtype, rest), "minItems": 1});
-            if let (Some(schema), Some(dim)) = (schema.as_object_mut(), dim) {
-                schema.insert("minItems".into(), (*dim).into());
-                schema.insert("maxItems".into(), (*dim).into());
-            }
-            schema
-        }
-    }
+    shape.iter().take(MAX_RANK).rev().fold(element_schema(dtype), |items, dim| match dim {
+        None => json!({"type": "array", "items": items, "minItems": 1}),
+        Some(dim) => json!({"type": "array", "items": items, "minItems": dim, "maxItems": dim}),
+    })
 }
 
 fn element_schema(dtype: DType) -> Value {
@@ -326,6 +320,13 @@ mod tests {
         let row = row.unwrap();
         assert_eq!(row["required"], json!(["age"]));
         assert_eq!(row["properties"]["purpose"], json!({"enum": ["car", "tv", null]}));
+    }
+
+    #[test]
+    fn what_an_older_host_registered_is_written_too() {
+        let version = with_inputs(&[("x", DType::Fp32, &[Some(64); 10_000])]);
+        let document = document(&model(&version), &version).to_string();
+        assert!(document.len() < 1 << 20, "{} bytes", document.len());
     }
 
     #[test]

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use modelhost_core::error::Error;
 use modelhost_core::infer::InferRequest;
 use modelhost_core::routing::BUCKETS;
-use modelhost_core::tensor::{Column, ColumnKind, DType, DisplayShape, Tensor, TensorSpec};
+use modelhost_core::tensor::{Column, ColumnKind, DType, DisplayShape, MAX_RANK, Tensor, TensorSpec};
 use modelhost_core::version::{Model, Version};
 
-use crate::example::{self, ExampleField};
+use crate::example::{self, ExampleField, MAX_EXAMPLE};
 use crate::json::Reader;
 use crate::json_tensor::{read_nested, write_nested};
 use crate::table::Rows;
@@ -288,20 +288,11 @@ fn answer(version: &Version, outputs: &[Tensor]) -> Result<AnswerRows, Error> {
 fn snippet_input(spec: &TensorSpec, version: &Version) -> SnippetInput {
     let example = version.package.examples.first().and_then(|example| example.request.inputs.first());
     let values = example.and_then(|tensor| {
-        let mut out = Vec::new();
         let row =
             (tensor.shape().first().is_some_and(|rows| *rows > 0) && tensor.shape().len() > 1).then_some(0);
-        write_nested(&mut out, tensor, row, false).ok()?;
-        let text = String::from_utf8(out).ok()?;
+        let text = example::written(tensor, row)?;
         Some(if row.is_some() { format!("[{text}]") } else { text })
     });
-    let zeros = || {
-        let zero = if spec.dtype == DType::Bytes { "\"\"" } else { "0" };
-        spec.shape.iter().rev().fold(zero.to_owned(), |inner, dim| {
-            let times = dim.map_or(1, |dim| usize::try_from(dim).unwrap_or(1).min(64));
-            format!("[{}]", vec![inner; times].join(", "))
-        })
-    };
     let numpy = match spec.dtype {
         DType::Bool => "bool_",
         DType::Uint8 => "uint8",
@@ -321,8 +312,18 @@ fn snippet_input(spec: &TensorSpec, version: &Version) -> SnippetInput {
         name: spec.name.clone(),
         datatype: spec.dtype.as_str(),
         numpy,
-        values: values.unwrap_or_else(zeros),
+        values: values.unwrap_or_else(|| zeros(spec)),
     }
+}
+
+/// A value of the shape, each list cut so that all stays short enough to show: numpy says itself that it is not the whole.
+fn zeros(spec: &TensorSpec) -> String {
+    let zero = if spec.dtype == DType::Bytes { "\"\"" } else { "0" };
+    spec.shape.iter().take(MAX_RANK).rev().fold(zero.to_owned(), |inner, dim| {
+        let wanted = dim.map_or(1, |dim| usize::try_from(dim).unwrap_or(usize::MAX));
+        let most = (MAX_EXAMPLE / (2 * (inner.len() + 2))).clamp(1, 64);
+        format!("[{}]", vec![inner; wanted.min(most)].join(", "))
+    })
 }
 
 /// A form as it was filled in.
@@ -437,6 +438,25 @@ mod tests {
         };
         let request = decode(&posted, &version, None).unwrap();
         assert_eq!(request.inputs[0].bytes_elements().collect::<Vec<_>>(), [b"\xffpng"]);
+    }
+
+    #[test]
+    fn a_page_stays_short_whatever_the_shape() {
+        for shape in [&[Some(64); 8][..], &[Some(u64::MAX); 32], &[None; 10_000]] {
+            for dtype in [DType::Fp32, DType::Bytes] {
+                let html = page(&with_inputs(&[("x", dtype, shape)]), &[], &Outcome::Empty);
+                assert!(html.len() < 256 << 10, "{} bytes", html.len());
+            }
+        }
+        let mut version = with_inputs(&[("x", DType::Fp32, &[None, Some(1 << 20)])]);
+        let example = fp32("x", &[1, 1 << 20], &vec![0.5; 1 << 20]);
+        version.package.examples = vec![modelhost_core::version::Example {
+            request: InferRequest { inputs: vec![example], ..InferRequest::default() },
+            outputs: Vec::new(),
+            tolerance: 0.0,
+        }];
+        let html = page(&version, &[], &Outcome::Empty);
+        assert!(html.len() < 256 << 10, "{} bytes", html.len());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,7 +34,7 @@ impl Blobs {
             io::ErrorKind::NotFound => Ok(()),
             _ => Err(error),
         });
-        result.and_then(|()| fs::create_dir_all(&partial)).map_err(|error| in_dir(&partial, &error))?;
+        result.and_then(|()| make_folder(&partial)).map_err(|error| in_dir(&partial, &error))?;
         Ok(blobs)
     }
 
@@ -144,7 +145,7 @@ impl Upload {
         let path = self.blobs.path(digest);
         let store = || -> io::Result<()> {
             let folder = path.parent().unwrap_or(&self.blobs.dir);
-            fs::create_dir_all(folder)?;
+            make_folder(folder)?;
             self.file.as_file().sync_all()?;
             self.file.persist(&path)?;
             fs::File::open(folder)?.sync_all()?;
@@ -153,6 +154,11 @@ impl Upload {
         store().map_err(|error| in_dir(&path, &error))?;
         Ok(digest)
     }
+}
+
+/// What authors upload is nobody else's to read; files have this of `tempfile`.
+fn make_folder(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 fn in_dir(path: &Path, error: &io::Error) -> Error {

@@ -8,6 +8,6 @@ mod manifest;
 mod rows;
 
 pub use blobs::{Blobs, Upload};
-pub use catalog::{Catalog, HistoryEntry, Registration};
+pub use catalog::{Back, Catalog, Change, HistoryEntry, Registration};
 pub use manifest::{Feature, Manifest, Training};
 pub use rows::ShareRow;

@@ -1,6 +1,8 @@
 //! `model.toml`: what an author says of a version.
 
-use std::collections::BTreeMap;
+mod bounds;
+
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use modelhost_core::artifact::{Artifact, Digest};
@@ -171,16 +173,22 @@ struct TensorKeys {
 }
 
 impl Manifest {
-    /// Reads `model.toml`. Errors: invalid argument with line, key and what was expected.
+    /// Reads the `model.toml` of a new version. Errors: as [`Self::parse`]; invalid argument, naming what is more than a manifest may hold.
+    pub fn parse_new(text: &str) -> Result<Self, Error> {
+        bounds::check_text(text)?;
+        let manifest = Self::parse(text)?;
+        bounds::check(&manifest)?;
+        Ok(manifest)
+    }
+
+    /// Reads a stored `model.toml`. Errors: invalid argument with line, key and what was expected.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let manifest: Self =
             toml::from_str(text).map_err(|error| Error::invalid(format!("model.toml: {error}")))?;
         if manifest.runtime.is_some() == manifest.component.is_some() {
             return Err(Error::invalid("model.toml: name either a shipped `runtime` or a `component` file"));
         }
-        let mut names = manifest.artifacts.clone();
-        names.sort_unstable();
-        names.dedup();
+        let names: HashSet<_> = manifest.artifacts.iter().collect();
         if names.len() != manifest.artifacts.len() {
             return Err(Error::invalid("model.toml: an artifact is named twice"));
         }
@@ -189,7 +197,7 @@ impl Manifest {
 
     /// What to load, once the content of component and artifacts is known.
     /// Its limits are what the manifest asks for, or the defaults, within the operator's `cap`.
-    /// Errors: invalid argument, on examples that cannot be, or artifacts beyond their limit.
+    /// Errors: invalid argument, on examples that cannot be.
     pub fn package(
         &self,
         component: Digest,
@@ -197,13 +205,6 @@ impl Manifest {
         cap: &Limits,
     ) -> Result<Package, Error> {
         let limits = self.limits_or(&Limits::DEFAULT).capped(cap);
-        let bytes: u64 = artifacts.iter().map(|artifact| artifact.bytes).sum();
-        if bytes > limits.artifact_bytes {
-            return Err(Error::invalid(format!(
-                "the artifacts have {bytes} bytes: limit artifact_mib = {} allows fewer",
-                limits.artifact_bytes >> 20
-            )));
-        }
         Ok(Package {
             component,
             artifacts,
@@ -226,6 +227,11 @@ impl Manifest {
     pub fn card(&self) -> Card {
         let training = self.training.as_ref().map(Training::rows).unwrap_or_default();
         Card { description: self.description.clone(), author: self.author.clone(), training }
+    }
+
+    /// `<project>_<format>`, as the Open Inference Protocol wants it.
+    pub fn platform(&self) -> String {
+        format!("modelhost_{}", self.runtime.as_deref().unwrap_or("component"))
     }
 
     /// Whether the manifest asks for more than the operator allows. Errors: invalid argument, naming the limit.

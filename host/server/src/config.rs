@@ -77,6 +77,8 @@ pub struct Config {
     pub deployments: BTreeMap<String, BoundsChange>,
     /// Bytes of a released instance's memory that are zeroed rather than unmapped.
     pub keep_resident_bytes: usize,
+    /// The executable that compiles components, by its subcommand `compile`. Default: this one.
+    pub compiler: Option<PathBuf>,
     /// Whether to reset only the pages that a request wrote. Default: where the kernel can.
     pub pagemap_scan: Option<bool>,
     /// ONNX Runtime: its library, a folder that holds it, or a Python environment with the package `onnxruntime`. Default:
@@ -108,6 +110,10 @@ pub struct LimitCaps {
     pub graph_mib: u64,
     /// Run time of a version's `load`.
     pub load_deadline_ms: u64,
+    /// Time to compile one component.
+    pub compile_deadline_ms: u64,
+    /// Memory to compile one component, besides what its snapshot takes.
+    pub compile_mib: u64,
 }
 
 impl Default for LimitCaps {
@@ -120,6 +126,8 @@ impl Default for LimitCaps {
             artifact_mib: 16 << 10,
             graph_mib: 16 << 10,
             load_deadline_ms: 60_000,
+            compile_deadline_ms: 120_000,
+            compile_mib: 2048,
         }
     }
 }
@@ -155,6 +163,7 @@ impl Default for Config {
             compiled_mib: 64 << 10,
             deployments: BTreeMap::new(),
             keep_resident_bytes: 1 << 20,
+            compiler: None,
             pagemap_scan: None,
             onnxruntime: None,
             graph_threads: None,
@@ -238,8 +247,14 @@ impl Config {
         }
     }
 
-    pub(crate) fn engine(&self) -> modelhost_engine::Config {
-        modelhost_engine::Config {
+    /// Errors: internal, when this executable cannot be found and no other compiles.
+    pub(crate) fn engine(&self) -> Result<modelhost_engine::Config, Error> {
+        let this = || {
+            std::env::current_exe().map_err(|error| {
+                Error::internal(format!("compiler: this executable cannot be found: {error}; set `compiler`"))
+            })
+        };
+        Ok(modelhost_engine::Config {
             cache_dir: self.data_dir.join("compiled"),
             cache_bytes: self.compiled_mib << 20,
             instances: self.instances,
@@ -247,8 +262,11 @@ impl Config {
             load_deadline: Duration::from_millis(self.limits.load_deadline_ms),
             keep_resident_bytes: self.keep_resident_bytes,
             pagemap_scan: self.pagemap_scan,
+            compiler: Some(self.compiler.clone().map_or_else(this, Ok)?),
+            compile_deadline: Duration::from_millis(self.limits.compile_deadline_ms),
+            compile_bytes: self.limits.compile_mib << 20,
             graphs: self.graphs(),
-        }
+        })
     }
 
     /// How graphs are evaluated. Settings of the engine, because a graph is evaluated for a version's component.

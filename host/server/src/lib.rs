@@ -6,6 +6,7 @@ mod body;
 mod coding;
 mod config;
 mod control;
+mod data;
 mod dialects;
 mod exchange;
 mod grpc;
@@ -20,5 +21,6 @@ mod wiring;
 
 pub use config::Config;
 pub use modelhost_core::error::{Error, ErrorCode};
+pub use modelhost_engine::run_compiler;
 pub use modelhost_telemetry::{LogFormat, start_logs};
 pub use wiring::Server;

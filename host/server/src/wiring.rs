@@ -11,10 +11,10 @@ use std::time::Duration;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use modelhost_admin::Admin;
+use modelhost_admin::{Admin, Intake};
 use modelhost_core::artifact::Digest;
 use modelhost_core::deployment::Bounds;
-use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::error::Error;
 use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::ports::{BlobStore, Lifecycle, ModelRuntime, Observer};
 use modelhost_registry::{Blobs, Catalog};
@@ -23,14 +23,13 @@ use modelhost_telemetry::{Clients, Metrics, Traces};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use crate::admin;
 use crate::config::Config;
 use crate::grpc::Services;
 use crate::guard::{self, Allowed, Asked};
 use crate::listen::{Listener, bind};
 use crate::public::{ASIDE_AT_ONCE, Public};
-use crate::system;
 use crate::watch::Connections;
+use crate::{admin, data, system};
 
 /// Connections on the admin port.
 const ADMIN_CONNECTIONS: usize = 256;
@@ -56,14 +55,14 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, Error> {
         config.check()?;
         let loaded_versions = system::loaded_versions(&config)?;
-        let lock = lock_data_dir(&config.data_dir)?;
+        let lock = data::open(&config.data_dir)?;
         let blobs = Blobs::open(&config.data_dir.join("blobs"))?;
         let runtimes = store_runtimes(&blobs, &config.runtimes_dir())?;
         let bounds = Bounds::on_host(config.instances);
         let catalog = Arc::new(
             Catalog::open(&config.data_dir.join("catalogue.db"), &config.limits_cap(), &bounds).await?,
         );
-        let mut keep = catalog.blobs();
+        let mut keep = catalog.blobs().await?;
         keep.extend(runtimes.values());
         blobs.retain(&keep)?;
 
@@ -72,7 +71,7 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         let traces = config.otlp_endpoint.as_deref().map(Traces::export_to).transpose()?.unwrap_or_default();
         let engine: Arc<dyn ModelRuntime> =
-            modelhost_engine::Runtime::new(config.engine(), Arc::new(blobs.clone()) as Arc<dyn BlobStore>)?;
+            modelhost_engine::Runtime::new(config.engine()?, Arc::new(blobs.clone()) as Arc<dyn BlobStore>)?;
         let serving_config = modelhost_serving::Config {
             loaded_versions,
             load_deadline: Duration::from_millis(config.limits.load_deadline_ms),
@@ -101,6 +100,7 @@ impl Server {
             limits_cap: config.limits_cap(),
             host_instances: config.instances,
             max_blob_bytes: config.max_blob_bytes,
+            intake: Intake::new(Duration::from_millis(config.request_timeout_ms)),
         });
         let public = Arc::new(Public {
             serving: Arc::clone(&serving),
@@ -211,22 +211,6 @@ impl Server {
         // The last spans go out with blocking I/O; a thread that cannot be had costs only them.
         drop(tokio::task::spawn_blocking(move || public.traces.flush()).await);
     }
-}
-
-/// Makes the folder and makes sure that this process alone uses it.
-fn lock_data_dir(dir: &Path) -> Result<File, Error> {
-    let open = || -> std::io::Result<File> {
-        fs::create_dir_all(dir)?;
-        File::options().create(true).truncate(false).write(true).open(dir.join("lock"))
-    };
-    let file = open().map_err(|error| Error::internal(format!("data folder {}: {error}", dir.display())))?;
-    file.try_lock().map_err(|error| {
-        Error::new(
-            ErrorCode::Conflict,
-            format!("data folder {} is used by another host: {error}", dir.display()),
-        )
-    })?;
-    Ok(file)
 }
 
 /// Stores `NAME.wasm` of each shipped runtime, so that versions keep the one they were registered with.

@@ -15,18 +15,30 @@ pub(crate) enum What {
     Server,
     /// Ten thousand versions on one host. Takes an hour the first time, and only when asked for.
     Density,
+    /// Callers and authors who mean harm, against the release binary. Only when asked for.
+    Attacks,
+}
+
+impl What {
+    /// Whether it runs when nothing is named.
+    fn is_quick(self) -> bool {
+        matches!(self, Self::Functions | Self::Server)
+    }
 }
 
 /// Runs one kind of benchmark, or all that take minutes; `parts` of it, where it has any.
 pub(crate) fn run(what: Option<What>, parts: &[String]) -> Result<()> {
     let components = build::guests()?;
-    for (name, bench) in
-        [("functions", What::Functions), ("server", What::Server), ("density", What::Density)]
-    {
-        if what.map_or(bench != What::Density, |what| what == bench) {
+    for (name, bench) in [
+        ("functions", What::Functions),
+        ("server", What::Server),
+        ("density", What::Density),
+        ("attacks", What::Attacks),
+    ] {
+        if what.map_or(bench.is_quick(), |what| what == bench) {
             let mut run = sh::cargo();
             run.args(["bench", "--package", "modelhost-tests", "--bench", name, "--"]).args(parts);
-            if bench == What::Density {
+            if !bench.is_quick() {
                 run.env("MODELHOST_BINARY", build::release()?);
             }
             sh::run(run.env("MODELHOST_COMPONENTS", &components))?;

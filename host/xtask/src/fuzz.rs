@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::sh::{cargo, command, output, root, run as run_command};
 
-const TARGETS: [&str; 8] =
-    ["oip_rest", "oip_raw", "oip_control", "oip_grpc", "tf_serving", "mlflow", "records", "csv"];
+const TARGETS: [&str; 9] =
+    ["oip_rest", "oip_raw", "oip_control", "oip_grpc", "tf_serving", "mlflow", "records", "csv", "guest"];
 
 const INSTRUMENT: [&str; 6] = [
     "--cfg=fuzzing",

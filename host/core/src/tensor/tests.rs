@@ -20,13 +20,13 @@ fn holds_exactly_what_its_shape_announces() {
 }
 
 #[test]
-fn a_tensor_without_elements_announces_few_rows() {
-    for shape in [&[3, 0][..], &[0, 5], &[0, 3, 4096, 4096], &[1 << 16, 0], &[0, 1 << 42]] {
+fn a_tensor_without_elements_announces_little() {
+    for shape in [&[3, 0][..], &[0, 5], &[0, 3, 512, 512], &[1 << 20, 0]] {
         check(DType::Fp32, shape, &[], Ok(()));
     }
-    for shape in [&[1 << 42, 0][..], &[1 << 9, 1 << 9, 0], &[(1 << 16) + 1, 0, 0]] {
-        check(DType::Fp32, shape, &[], Err("empty rows, more than 65536"));
-        check(DType::Bytes, shape, &[], Err("empty rows"));
+    for shape in [&[1 << 42, 0][..], &[0, 1 << 42], &[1 << 11, 0, 1 << 11], &[(1 << 20) + 1, 0, 0]] {
+        check(DType::Fp32, shape, &[], Err("rows or columns, more than 1048576"));
+        check(DType::Bytes, shape, &[], Err("has no elements, but announces"));
     }
     check(DType::Fp32, &[0, 1 << 42, 1 << 42], &[], Err("too many elements"));
 }

@@ -1,6 +1,9 @@
 //! Nothing of one request reaches the next, whatever way the pool resets its slots.
 
-use modelhost_core::artifact::Digest;
+use std::time::Instant;
+
+use modelhost_core::artifact::{Artifact, Digest};
+use modelhost_core::error::ErrorCode;
 use modelhost_core::graph::{Batching, GraphOptions};
 use modelhost_core::ports::ModelRuntime;
 use modelhost_core::tensor::{DType, TensorSpec};
@@ -153,4 +156,94 @@ fn insisting_on_fresh_instances_refuses_what_cannot_be_snapshot() {
     });
     assert!(refusal.message.contains("cannot be snapshot: "), "{refusal}");
     assert!(refusal.message.contains("table"), "it names the reason: {refusal}");
+}
+
+/// Holds nothing, and counts who asks.
+#[derive(Default)]
+struct Nothing(AtomicU64);
+
+impl BlobStore for Nothing {
+    fn read<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Err(Error::not_found("no blobs")) })
+    }
+}
+
+fn artifact(name: &str, byte: u8) -> Artifact {
+    Artifact { name: name.into(), digest: Digest::from_bytes([byte; 32]), bytes: 1 }
+}
+
+#[test]
+fn a_version_that_does_not_start_is_not_started_again_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = Arc::new(Nothing::default());
+    let package = Package { artifacts: vec![artifact("model", 1)], ..package() };
+    let warm = Warm::new(Arc::clone(&blobs) as Arc<dyn BlobStore>, package, Duration::from_secs(1));
+    let config = Config { instances: 4, ..Config::new(dir.path().to_owned()) };
+    let loaded = loaded(&config, Instances::Warm(Box::new(warm)));
+    run(async {
+        for _ in 0..100 {
+            let deadline = Deadline::after(Instant::now(), Duration::from_secs(10));
+            let error = Arc::clone(&loaded).infer(Arc::default(), deadline).await.unwrap_err();
+            assert!(error.message.contains("no blobs"), "{error}");
+        }
+    });
+    assert_eq!(blobs.0.load(Ordering::Relaxed), 1);
+    assert_eq!(loaded.footprint().idle_instances, 0);
+}
+
+#[test]
+fn a_start_that_its_caller_leaves_goes_on_with_the_next_one() {
+    /// Ends when it is told to.
+    struct Slow(tokio::sync::Semaphore, AtomicU64);
+    impl BlobStore for Slow {
+        fn read<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async {
+                let _told = self.0.acquire().await.unwrap();
+                Err(Error::not_found("told to end"))
+            })
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = Arc::new(Slow(tokio::sync::Semaphore::new(0), AtomicU64::new(0)));
+    let package = Package { artifacts: vec![artifact("model", 1)], ..package() };
+    let warm = Warm::new(Arc::clone(&blobs) as Arc<dyn BlobStore>, package, Duration::from_secs(1));
+    let config = Config { instances: 4, ..Config::new(dir.path().to_owned()) };
+    let loaded = loaded(&config, Instances::Warm(Box::new(warm)));
+    run(async {
+        let ask = |wait: Duration| {
+            let deadline = Deadline::after(Instant::now(), wait);
+            Arc::clone(&loaded).infer(Arc::default(), deadline)
+        };
+        for _ in 0..3 {
+            let error = ask(Duration::from_millis(1)).await.unwrap_err();
+            assert_eq!(error.code, ErrorCode::DeadlineExceeded, "{error}");
+        }
+        blobs.0.add_permits(1);
+        let error = ask(Duration::from_secs(10)).await.unwrap_err();
+        assert!(error.message.contains("told to end"), "{error}");
+    });
+    assert_eq!(blobs.1.load(Ordering::Relaxed), 1, "it was begun once");
+}
+
+/// An artifact and a parameter can spell the same bytes; one must not get what the other left in memory.
+#[test]
+fn whatever_decides_the_memory_decides_the_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { instances: 4, ..Config::new(dir.path().to_owned()) };
+    let runtime = crate::Runtime::new(config, Arc::new(Nothing::default())).unwrap();
+    let digest = artifact("model", 1).digest.to_string();
+    let packages = [
+        package(),
+        Package { artifacts: vec![artifact("model", 1)], ..package() },
+        Package { parameters: vec![("model".into(), digest)], ..package() },
+        Package { artifacts: vec![artifact("model", 2)], ..package() },
+        Package { capabilities: vec!["wasi:nn".into()], ..package() },
+        Package { limits: Limits { memory_bytes: 1 << 20, ..Limits::DEFAULT }, ..package() },
+        Package { component: Digest::from_bytes([1; 32]), ..package() },
+    ];
+    let keys: std::collections::HashSet<_> =
+        packages.iter().map(|package| runtime.snapshot_key(package)).collect();
+    assert_eq!(keys.len(), packages.len());
 }

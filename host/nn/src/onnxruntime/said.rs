@@ -12,8 +12,8 @@ pub(super) enum Said {
     Other,
 }
 
-/// Where each begins is given: they come from `core/framework/bfc_arena.cc`, the C++ library, the WebGPU plugin (which says why in the log
-/// alone), and `core/session/provider_policy_context.cc`.
+/// What each is part of: they are the arena's, the C++ library's, the WebGPU plugin's (which says why in the log alone), and those of the
+/// factory of plugins.
 const SIGNS: [(&str, Said); 7] = [
     ("out of memory", Said::NoMemory),
     ("Available memory of", Said::NoMemory),
@@ -26,4 +26,33 @@ const SIGNS: [(&str, Said); 7] = [
 
 pub(super) fn of(text: &str) -> Said {
     SIGNS.iter().find(|(sign, _)| text.contains(sign)).map_or(Said::Other, |(_, said)| *said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The library's beginnings with endings of ours; the integration tests make the library itself run out of memory.
+    #[test]
+    fn tells_memory_and_devices_from_graphs() {
+        for (text, expected) in [
+            (
+                "BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 4294967296",
+                Said::NoMemory,
+            ),
+            (
+                "BFCArena: Available memory of 1048576 is smaller than requested bytes of 4194304",
+                Said::NoMemory,
+            ),
+            ("CUDA failure 2: out of memory ; GPU=0", Said::NoMemory),
+            ("Exception during initialization: std::bad_alloc", Said::NoMemory),
+            ("Exception during initialization: bad allocation", Said::NoMemory),
+            ("Error creating execution provider: Failed to get a WebGPU adapter", Said::NoDevice),
+            ("Fatal error: Frobnicate(-1) is not a registered function/op", Said::Other),
+            ("Protobuf parsing failed.", Said::Other),
+            ("", Said::Other),
+        ] {
+            assert_eq!(of(text), expected, "{text}");
+        }
+    }
 }

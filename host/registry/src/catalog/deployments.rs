@@ -7,14 +7,16 @@ use modelhost_core::deployment::{Bounds, DeploymentName};
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::version::{Model, Snapshot};
-use sqlx::sqlite::SqlitePool;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{Row, Sqlite, Transaction};
 
-use super::{Catalog, changed, database, find_version, now_ms, policy_ids};
+use super::policies::policy_ids;
+use super::{Catalog, changed, database, find_version, now_ms};
 use crate::rows::{self, BoundsRow};
 
 impl Catalog {
-    /// Moves versions of a model to a deployment: one, or all. Errors: not found; internal.
+    /// Moves versions of a model to a deployment: one, or all. Errors: not found; invalid argument, when the deployment does not
+    /// allow what a version was granted; internal.
     pub async fn place(
         &self,
         name: &ModelName,
@@ -24,12 +26,15 @@ impl Catalog {
     ) -> Result<(), Error> {
         let _writer = self.writer.lock().await;
         let latest = self.snapshot();
-        find(&latest, deployment)?;
+        let bounds = find(&latest, deployment)?;
         let model = super::find(&latest, name)?;
         let numbers = match number {
             Some(number) => vec![find_version(&model, number)?.number],
             None => model.versions.keys().copied().collect(),
         };
+        for version in numbers.iter().filter_map(|number| model.versions.get(number)) {
+            bounds.allow(deployment, &version.package.capabilities)?;
+        }
         let insert = async |tx: &mut Transaction<'_, Sqlite>| {
             let (model_id, _, _) = policy_ids(tx, name).await?;
             for number in &numbers {
@@ -52,6 +57,27 @@ impl Catalog {
         publish: impl FnOnce(Arc<Snapshot>),
     ) -> Result<(), Error> {
         let _writer = self.writer.lock().await;
+        self.write_deployments(deployments, publish).await
+    }
+
+    /// Gives a deployment the bounds that `change` makes of those it has now, if it is there. Errors: what `change` says; internal.
+    pub async fn change_deployment(
+        &self,
+        name: &DeploymentName,
+        change: impl FnOnce(Option<&Bounds>) -> Result<Bounds, Error>,
+        publish: impl FnOnce(Arc<Snapshot>),
+    ) -> Result<(), Error> {
+        let _writer = self.writer.lock().await;
+        let bounds = change(self.snapshot().deployments.get(name))?;
+        self.write_deployments([(name.clone(), bounds)].into(), publish).await
+    }
+
+    /// Called by whoever holds the writer.
+    async fn write_deployments(
+        &self,
+        deployments: BTreeMap<DeploymentName, Bounds>,
+        publish: impl FnOnce(Arc<Snapshot>),
+    ) -> Result<(), Error> {
         let insert = async |tx: &mut Transaction<'_, Sqlite>| {
             for (name, bounds) in &deployments {
                 sqlx::query(
@@ -157,10 +183,20 @@ pub(super) async fn read(
     let mut deployments = BTreeMap::from([(DeploymentName::default(), default.clone())]);
     let rows = sqlx::query("SELECT name, bounds FROM deployments").fetch_all(pool).await.map_err(database)?;
     for row in rows {
-        let bounds = rows::read::<BoundsRow>("bounds", row.try_get(1).map_err(database)?)?.bounds()?;
-        deployments.insert(DeploymentName::parse(row.try_get(0).map_err(database)?)?, bounds);
+        match deployment(&row) {
+            Ok((name, bounds)) => drop(deployments.insert(name, bounds)),
+            Err(error) => {
+                let name: &str = row.try_get(0).map_err(database)?;
+                tracing::error!(deployment = name, %error, "its bounds cannot be read: its versions run in the default one");
+            }
+        }
     }
     Ok(deployments)
+}
+
+fn deployment(row: &SqliteRow) -> Result<(DeploymentName, Bounds), Error> {
+    let bounds = rows::read::<BoundsRow>("bounds", row.try_get(1).map_err(database)?)?.bounds()?;
+    Ok((DeploymentName::parse(row.try_get(0).map_err(database)?)?, bounds))
 }
 
 pub(super) async fn read_placements(
@@ -170,8 +206,13 @@ pub(super) async fn read_placements(
     let rows = sqlx::query("SELECT model_id, number, deployment FROM placements");
     for row in rows.fetch_all(pool).await.map_err(database)? {
         if let Some(model) = models.get_mut(&row.try_get::<i64, _>(0).map_err(database)?) {
-            let number = ModelVersion::new(row.try_get(1).map_err(database)?)?;
-            place(model, number, &DeploymentName::parse(row.try_get(2).map_err(database)?)?);
+            let Ok(number) = ModelVersion::new(row.try_get(1).map_err(database)?) else { continue };
+            match DeploymentName::parse(row.try_get(2).map_err(database)?) {
+                Ok(name) => place(model, number, &name),
+                Err(error) => {
+                    tracing::error!(model = %model.name, version = %number, %error, "runs in the default deployment")
+                }
+            }
         }
     }
     Ok(())

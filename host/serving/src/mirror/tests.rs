@@ -54,7 +54,7 @@ async fn one_model_may_take_half_of_the_room_and_gives_it_back() {
     assert_eq!(dropped(&other_seen), 2);
     end.end.add_permits(1);
     seen.compared.acquire_many(4).await.unwrap().forget();
-    while !mirror.state().lanes.get(&slow.version.model).is_none_or(|lane| lane.running == 0) {
+    while mirror.state().lanes.get(&slow.version.model).is_some_and(|lane| lane.running > 0) {
         tokio::task::yield_now().await;
     }
     assert_eq!(mirror.state().total, Load { copies: 1, bytes: 500 });

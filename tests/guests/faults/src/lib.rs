@@ -1,8 +1,11 @@
 //! A guest that misbehaves as its manifest's `fault` parameter says; `echo`, `count`, `rows` and `large` behave.
 
 use std::cell::Cell;
+use std::time::{Duration, Instant};
 
-use modelhost_sdk::{Config, Datatype, Error, Model, Request, Signature, Tensor, TensorSpec, artifact};
+use modelhost_sdk::{
+    Column, Config, Datatype, Error, Level, Model, Request, Signature, Tensor, TensorSpec, artifact, log,
+};
 
 struct Faults {
     fault: String,
@@ -18,6 +21,7 @@ impl Model for Faults {
             "load-panics" => panic!("load panics as told"),
             "load-fails" => return Err(Error::Model("the artifact is not a model".into())),
             "load-spins" => spin(),
+            "load-sleeps" => std::thread::sleep(DAY),
             "load-missing-artifact" => drop(artifact("nowhere.bin")?),
             "load-bad-signature" => {
                 return Ok((
@@ -28,7 +32,7 @@ impl Model for Faults {
             _ => {}
         }
         let signature = Signature {
-            inputs: vec![TensorSpec::new("x", datatype, &[-1])],
+            inputs: inputs(config, datatype),
             outputs: vec![TensorSpec::new("y", datatype, &[-1])],
         };
         let weights = vec![0; if fault == "large" { 160 << 20 } else { 0 }];
@@ -51,6 +55,20 @@ impl Model for Faults {
             "no-output" => return Ok(vec![]),
             "refuse-input" => return Err(Error::InvalidInput("x must be positive".into())),
             "fail" => return Err(Error::Model("its weights are not numbers".into())),
+            "fail-in-two-lines" => return Err(Error::Model(format!("{FORGED}{}", "x".repeat(1 << 20)))),
+            "panic-in-two-lines" => panic!("{FORGED}"),
+            "log-two-lines" => log(Level::Info, FORGED),
+            "empty-rows" => (y.shape, y.data) = (vec![1 << 42, 0], vec![]),
+            "huge-rank" => y.shape = vec![1; 10_000],
+            "many-outputs" => return Ok(vec![y; 80_000]),
+            "long-name" => y.name = "y".repeat(1 << 20),
+            // Whatever the request's bytes spell.
+            "say" => return Ok(Said(&x.data).list(Said::tensor)),
+            // How long it slept, by its own clock: not at all.
+            "sleep" => y = Tensor::from_values("y", &[1], &[sleep().as_secs_f32()]),
+            // Survives what the first call asks too much of, and fails the second for another reason.
+            "grow-then-panic" if self.calls.replace(1) == 1 => panic!("it panics as told"),
+            "grow-then-panic" => drop(Vec::<u8>::new().try_reserve_exact(1 << 30)),
             // Work that ends by itself, its length given in millions of steps.
             "slow" => y.data[0] ^= u8::from(busy(x.values::<f32>()?.first().copied().unwrap_or(1.0)) == 0),
             "count" => {
@@ -64,6 +82,53 @@ impl Model for Faults {
             _ => {}
         }
         Ok(vec![y])
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A line that looks like one of the host's own.
+const FORGED: &str = "all is well\n2026-01-01T00:00:00Z ERROR forged";
+
+/// As many as `inputs` says, of as many dimensions as `rank` says, each of `dim`; the first is named `name` and has `columns` columns.
+fn inputs(config: &Config, datatype: Datatype) -> Vec<TensorSpec> {
+    let number = |name: &str, usual: i64| config.parameter(name).map_or(usual, |text| text.parse().unwrap());
+    let name = config.parameter("name").unwrap_or("x").replace("\\n", "\n");
+    let shape = vec![number("dim", -1); number("rank", 1) as usize];
+    let columns: Vec<_> = (0..number("columns", 0)).map(|at| Column::numeric(&at.to_string())).collect();
+    let first = TensorSpec { columns, ..TensorSpec::new(&name, datatype, &shape) };
+    let others = (1..number("inputs", 1)).map(|at| TensorSpec::new(&format!("x{at}"), datatype, &shape));
+    std::iter::once(first).chain(others).collect()
+}
+
+fn sleep() -> Duration {
+    let start = Instant::now();
+    std::thread::sleep(DAY);
+    start.elapsed()
+}
+
+/// What is left of the bytes that spell an answer; zeros follow them.
+struct Said<'a>(&'a [u8]);
+
+impl Said<'_> {
+    fn byte(&mut self) -> u8 {
+        self.0.split_off_first().copied().unwrap_or_default()
+    }
+
+    fn list<T>(&mut self, mut one: impl FnMut(&mut Self) -> T) -> Vec<T> {
+        (0..self.byte()).map(|_| one(self)).collect()
+    }
+
+    fn tensor(&mut self) -> Tensor {
+        let name = String::from_utf8_lossy(&self.list(Self::byte)).into_owned();
+        let datatype =
+            [Datatype::Uint8, Datatype::Fp32, Datatype::Bytes, Datatype::Bool][self.byte() as usize % 4];
+        // Small dimensions, and powers of two.
+        let dim = |said: &mut Self| match said.byte() {
+            small @ 0..64 => small.into(),
+            power => 1 << (power % 64),
+        };
+        Tensor { name, datatype, shape: self.list(dim), data: self.list(Self::byte) }
     }
 }
 

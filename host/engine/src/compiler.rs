@@ -1,0 +1,191 @@
+//! Compiles components, each in a process of its own: what a component takes of time and memory while it is compiled is its author's
+//! choice, so it is bounded, less urgent than all that serves, and ended with whoever asked for it.
+//!
+//! The one idea to know: a compilation has a turn of [`SLICE`], and [`TURNS`] have one at once. What takes longer goes on in the one
+//! slow lane, less urgent still, or starts again there when that is taken. So a component that compiles within its turn waits at most a slice
+//! for every [`TURNS`] that came before it, whatever they are. A slice is processor time: that the machine is busy is nobody's fault.
+
+mod process;
+mod wire;
+mod worker;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use modelhost_core::artifact::Digest;
+use modelhost_core::error::{Error, ErrorCode};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
+
+use crate::compile::Config;
+use process::{Process, Running};
+use wire::{Answer, Job};
+
+pub(crate) use wire::{Kind, Value};
+pub use worker::run as run_compiler;
+
+/// The subcommand that makes an executable a compiler: it calls [`run_compiler`].
+pub const COMPILE: &str = "compile";
+
+/// Compilations that have a turn at once.
+const TURNS: usize = 2;
+
+/// How long a turn is, in processor time.
+const SLICE: Duration = Duration::from_secs(5);
+
+/// How often a turn's processor time is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Compilations that run and wait; one more is refused.
+const PLACES: usize = 32;
+
+/// Bytes of compiled functions that are kept in memory: a version's snapshot has its runtime's functions, so that only its
+/// first version compiles them. The largest shipped runtime, `onnx-sandboxed`, has 57 MB of them, and nearly as many again in its
+/// snapshots.
+const FUNCTION_CACHE_BYTES: u64 = 128 << 20;
+
+/// What a snapshot takes while it is made, for each byte of the instance: the byte, the segments, the component, its image.
+const COPIES: u64 = 6;
+
+/// A function's code by a hash of what it is compiled from.
+type Functions = Vec<(Bytes, Bytes)>;
+
+/// What came of a compilation.
+pub(crate) enum Compiled {
+    /// The bytes that the cache keeps.
+    Code(Bytes),
+    /// It cannot be instrumented, and why.
+    Refused(String),
+}
+
+/// Who compiles.
+pub(crate) struct Compiler {
+    command: Option<PathBuf>,
+    deadline: Duration,
+    bytes: u64,
+    places: Semaphore,
+    turns: Semaphore,
+    slow: Semaphore,
+    /// Started ahead, so that nobody waits for it to start.
+    ready: Mutex<Option<Process>>,
+    /// By component.
+    functions: moka::sync::Cache<Digest, Arc<Functions>>,
+}
+
+impl Compiler {
+    pub(crate) fn new(config: &Config) -> Self {
+        let weigh = |_: &Digest, functions: &Arc<Functions>| {
+            let bytes: usize = functions.iter().map(|(key, code)| key.len() + code.len()).sum();
+            u32::try_from(bytes).unwrap_or(u32::MAX)
+        };
+        Self {
+            command: config.compiler.clone(),
+            deadline: config.compile_deadline,
+            bytes: config.compile_bytes,
+            places: Semaphore::new(PLACES),
+            turns: Semaphore::new(TURNS),
+            slow: Semaphore::new(1),
+            ready: Mutex::default(),
+            functions: moka::sync::Cache::builder().max_capacity(FUNCTION_CACHE_BYTES).weigher(weigh).build(),
+        }
+    }
+
+    /// Waits for a turn. Errors: resource exhausted, when too many wait.
+    pub(crate) async fn turn(&self) -> Result<Turn<'_>, Error> {
+        let full = |_| {
+            let text = format!("compile: {PLACES} components are being compiled or wait for it");
+            Error::new(ErrorCode::ResourceExhausted, text)
+        };
+        let place = self.places.try_acquire().map_err(full)?;
+        let turn = self.turns.acquire().await.map_err(|_| Error::internal("shutting down"))?;
+        Ok(Turn { compiler: self, _place: place, turn })
+    }
+
+    /// Within the turn, or in the slow lane.
+    async fn run(&self, job: Arc<Job>, turn: SemaphorePermit<'_>) -> Result<Answer, Error> {
+        let mut running = self.start(&job)?;
+        let began = Instant::now();
+        while running.used() < SLICE && began.elapsed() < self.deadline {
+            if let Ok(answer) = timeout(LOOK_EVERY, running.answer()).await {
+                return answer;
+            }
+        }
+        let Ok(_slow) = self.slow.try_acquire() else {
+            // Its memory is freed while it waits.
+            drop((running, turn));
+            let _slow = self.slow.acquire().await.map_err(|_| Error::internal("shutting down"))?;
+            let running = self.start(&job)?;
+            running.yield_to_turns();
+            return self.within(self.deadline, running).await;
+        };
+        drop(turn);
+        running.yield_to_turns();
+        self.within(self.deadline.saturating_sub(began.elapsed()), running).await
+    }
+
+    async fn within(&self, left: Duration, mut running: Running) -> Result<Answer, Error> {
+        timeout(left, running.answer()).await.unwrap_or_else(|_| {
+            let text = format!("compile: it took longer than the {} s allowed", self.deadline.as_secs());
+            Err(Error::new(ErrorCode::PluginFault, text))
+        })
+    }
+
+    /// Starting a process takes milliseconds.
+    fn start(&self, job: &Arc<Job>) -> Result<Running, Error> {
+        tokio::task::block_in_place(|| self.start_here(job))
+    }
+
+    fn start_here(&self, job: &Arc<Job>) -> Result<Running, Error> {
+        let start = || Process::start(self.command.as_deref());
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let process = ready.take().filter(Process::is_alive).map_or_else(start, Ok);
+        let running = process.and_then(|process| process.run(Arc::clone(job)))?;
+        *ready = start().ok();
+        Ok(running)
+    }
+}
+
+/// Leave to compile.
+pub(crate) struct Turn<'a> {
+    compiler: &'a Compiler,
+    _place: SemaphorePermit<'a>,
+    turn: SemaphorePermit<'a>,
+}
+
+impl Turn<'_> {
+    /// Compiles; dropping the future ends it. `state`: what an instance holds, for its snapshot.
+    /// Errors: plugin fault, when it is no valid component or takes more than it may; internal, when no process starts.
+    pub(crate) async fn compile(
+        self,
+        component: Digest,
+        wasm: Bytes,
+        kind: Kind,
+        state: Vec<(String, Value)>,
+    ) -> Result<Compiled, Error> {
+        let Self { compiler, _place, turn } = self;
+        let functions = compiler.functions.get(&component).unwrap_or_default();
+        let held: u64 = state.iter().map(|(_, value)| value.bytes()).sum();
+        let bytes = compiler.bytes.saturating_add(held.saturating_mul(COPIES));
+        let job = Job { kind, bytes, wasm, functions: Functions::clone(&functions), state };
+        let answer = match compiler.command {
+            Some(_) => compiler.run(Arc::new(job), turn).await?,
+            None => tokio::task::block_in_place(|| worker::perform(job)),
+        };
+        match answer {
+            Answer::Compiled { code, functions: new } => {
+                if !new.is_empty() {
+                    let all = functions.iter().cloned().chain(new).collect();
+                    compiler.functions.insert(component, Arc::new(all));
+                }
+                Ok(Compiled::Code(code))
+            }
+            Answer::Refused(why) => Ok(Compiled::Refused(why)),
+            Answer::Failed(why) => Err(Error::new(ErrorCode::PluginFault, why)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+//! A compiler's process, seen from the host.
+
+use std::io::{BufReader, BufWriter};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use modelhost_core::error::{Error, ErrorCode};
+use rustix::process::{Pid, setpriority_process};
+use tokio::sync::oneshot;
+
+use super::wire::{Answer, Job};
+
+/// How urgent the slow lane is (`nice`).
+const SLOW_NICE: i32 = 19;
+
+/// Started, and told nothing yet.
+pub(super) struct Process {
+    child: Shared,
+    input: ChildStdin,
+    output: ChildStdout,
+}
+
+/// Compiles.
+pub(super) struct Running {
+    child: Shared,
+    answer: oneshot::Receiver<Result<Answer, Error>>,
+}
+
+/// Whoever lets it go ends the process.
+struct Shared(Arc<Mutex<Child>>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Child> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let mut child = self.lock();
+        drop(child.kill()); // it may have ended already
+        drop(child.try_wait());
+    }
+}
+
+impl Process {
+    /// Errors: internal, when it does not start.
+    pub(super) fn start(command: Option<&Path>) -> Result<Self, Error> {
+        let no_compiler =
+            |why: &dyn std::fmt::Display| Error::internal(format!("compile: no compiler starts: {why}"));
+        let command = command.ok_or_else(|| no_compiler(&"none is configured"))?;
+        let mut child = Command::new(command)
+            .arg(super::COMPILE)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| no_compiler(&format!("{}: {error}", command.display())))?;
+        let pipes = child.stdin.take().zip(child.stdout.take());
+        let child = Shared(Arc::new(Mutex::new(child)));
+        let (input, output) = pipes.ok_or_else(|| no_compiler(&"it has no pipes"))?;
+        Ok(Self { child, input, output })
+    }
+
+    /// Whether it waits for a job.
+    pub(super) fn is_alive(&self) -> bool {
+        matches!(self.child.lock().try_wait(), Ok(None))
+    }
+
+    /// Tells it what to do, on a thread of its own: pipes block. Errors: internal, when there is no thread.
+    pub(super) fn run(self, job: Arc<Job>) -> Result<Running, Error> {
+        let Self { child, input, output } = self;
+        let (sender, answer) = oneshot::channel();
+        let shared = Shared(Arc::clone(&child.0));
+        let talk = move || drop(sender.send(exchange(&shared, input, output, &job)));
+        let thread = std::thread::Builder::new().name("compiler".into()).spawn(talk);
+        thread.map_err(|error| Error::internal(format!("compile: no thread: {error}")))?;
+        Ok(Running { child, answer })
+    }
+}
+
+fn exchange(child: &Shared, input: ChildStdin, output: ChildStdout, job: &Job) -> Result<Answer, Error> {
+    let mut input = BufWriter::new(input);
+    let written = job.write(&mut input);
+    let answer = written.and_then(|()| Answer::read(&mut BufReader::new(output), job.bytes));
+    drop(input); // it ends with its input
+    let mut child = child.lock();
+    drop(child.kill());
+    let ended = child.wait();
+    answer.map_err(|_| {
+        let ended = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+        let mib = job.bytes >> 20;
+        let text =
+            format!("compile: the compiler ended ({ended}), as it does when it needs more than {mib} MiB");
+        Error::new(ErrorCode::PluginFault, text)
+    })
+}
+
+impl Running {
+    /// Processor time that it took so far; none once it ended.
+    pub(super) fn used(&self) -> Duration {
+        let pid = self.child.lock().id();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // After the name: the state, then numbers, of which the 12th and 13th are the user's and the system's ticks.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second().max(1))
+    }
+
+    /// Makes it less urgent than those that have their turn.
+    pub(super) fn yield_to_turns(&self) {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.lock().id()));
+        for task in tasks.into_iter().flatten().flatten() {
+            let thread = task.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
+            if let Some(Err(error)) = thread.map(|thread| setpriority_process(Some(thread), SLOW_NICE)) {
+                tracing::debug!(%error, "a thread of a compiler stays as urgent as it was"); // or it ended
+            }
+        }
+    }
+
+    /// Errors: plugin fault, when it ended without an answer.
+    pub(super) async fn answer(&mut self) -> Result<Answer, Error> {
+        (&mut self.answer)
+            .await
+            .unwrap_or_else(|_| Err(Error::internal("compile: nobody talks to the compiler")))
+    }
+}

@@ -1,0 +1,199 @@
+//! What a compiler is told and answers, as pieces: a length, and so many bytes.
+
+use std::io::{self, Read, Write};
+
+use bytes::Bytes;
+
+use super::Functions;
+
+/// What is to be compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The component as it is.
+    Plain,
+    /// With exports that tell what its instance holds.
+    Instrumented,
+    /// With what an instance holds as what every instance starts with.
+    Snapshot,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Plain, Self::Instrumented, Self::Snapshot];
+}
+
+/// What one of an instrumented instance's exports told.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Value {
+    /// A memory.
+    Memory(Bytes),
+    /// A number, by its bits.
+    Number(u64),
+}
+
+impl Value {
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Self::Memory(content) => content.len() as u64,
+            Self::Number(_) => 8,
+        }
+    }
+}
+
+/// One compilation.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Job {
+    pub(crate) kind: Kind,
+    /// Memory that it may take.
+    pub(crate) bytes: u64,
+    pub(crate) wasm: Bytes,
+    /// What an earlier compilation of the component compiled.
+    pub(crate) functions: Functions,
+    /// By the names of the exports.
+    pub(crate) state: Vec<(String, Value)>,
+}
+
+impl Job {
+    pub(crate) fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        write_piece(to, &[self.kind as u8])?;
+        write_piece(to, &self.bytes.to_le_bytes())?;
+        write_piece(to, &self.wasm)?;
+        write_functions(to, &self.functions)?;
+        write_count(to, self.state.len())?;
+        for (name, value) in &self.state {
+            write_piece(to, name.as_bytes())?;
+            match value {
+                Value::Memory(content) => {
+                    write_piece(to, b"m")?;
+                    write_piece(to, content)?;
+                }
+                Value::Number(bits) => {
+                    write_piece(to, b"n")?;
+                    write_piece(to, &bits.to_le_bytes())?;
+                }
+            }
+        }
+        to.flush()
+    }
+
+    pub(crate) fn read(from: &mut impl Read) -> io::Result<Self> {
+        let mut reader = Reader { from, left: u64::MAX };
+        let kind = reader.piece()?;
+        let kind = Kind::ALL.into_iter().find(|known| kind[..] == [*known as u8]).ok_or_else(broken)?;
+        let (bytes, wasm, functions) = (reader.number()?, reader.piece()?, reader.functions()?);
+        let mut state = Vec::new();
+        for _ in 0..reader.count()? {
+            let name = String::from_utf8(reader.piece()?.into()).map_err(|_| broken())?;
+            let value = match &reader.piece()?[..] {
+                b"m" => Value::Memory(reader.piece()?),
+                _ => Value::Number(reader.number()?),
+            };
+            state.push((name, value));
+        }
+        Ok(Self { kind, bytes, wasm, functions, state })
+    }
+}
+
+/// What came of it.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Answer {
+    /// The code, and the functions that were compiled anew.
+    Compiled { code: Bytes, functions: Functions },
+    /// It cannot be instrumented, and why.
+    Refused(String),
+    /// A step failed.
+    Failed(String),
+}
+
+impl Answer {
+    pub(crate) fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        match self {
+            Self::Compiled { code, functions } => {
+                write_piece(to, b"c")?;
+                write_piece(to, code)?;
+                write_functions(to, functions)?;
+            }
+            Self::Refused(why) => {
+                write_piece(to, b"r")?;
+                write_piece(to, why.as_bytes())?;
+            }
+            Self::Failed(why) => {
+                write_piece(to, b"f")?;
+                write_piece(to, why.as_bytes())?;
+            }
+        }
+        to.flush()
+    }
+
+    /// At most so many bytes of it: whoever writes it read a stranger's component.
+    pub(crate) fn read(from: &mut impl Read, most: u64) -> io::Result<Self> {
+        let mut reader = Reader { from, left: most };
+        Ok(match &reader.piece()?[..] {
+            b"c" => Self::Compiled { code: reader.piece()?, functions: reader.functions()? },
+            b"r" => Self::Refused(reader.text()?),
+            b"f" => Self::Failed(reader.text()?),
+            _ => return Err(broken()),
+        })
+    }
+}
+
+fn broken() -> io::Error {
+    io::Error::other("what came is no message of a compiler")
+}
+
+fn write_piece(to: &mut impl Write, piece: &[u8]) -> io::Result<()> {
+    write_count(to, piece.len())?;
+    to.write_all(piece)
+}
+
+fn write_count(to: &mut impl Write, count: usize) -> io::Result<()> {
+    to.write_all(&(count as u64).to_le_bytes())
+}
+
+fn write_functions(to: &mut impl Write, functions: &Functions) -> io::Result<()> {
+    write_count(to, functions.len())?;
+    functions.iter().try_for_each(|(key, code)| {
+        write_piece(to, key)?;
+        write_piece(to, code)
+    })
+}
+
+struct Reader<'a, R> {
+    from: &'a mut R,
+    left: u64,
+}
+
+impl<R: Read> Reader<'_, R> {
+    fn count(&mut self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        self.from.read_exact(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn piece(&mut self) -> io::Result<Bytes> {
+        let length = self.count()?;
+        self.left = self.left.checked_sub(length.saturating_add(8)).ok_or_else(broken)?;
+        let mut piece = Vec::new();
+        // It grows as bytes come, not as a length promises.
+        if self.from.take(length).read_to_end(&mut piece)? as u64 != length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(piece.into())
+    }
+
+    fn number(&mut self) -> io::Result<u64> {
+        let piece = self.piece()?;
+        Ok(u64::from_le_bytes(piece[..].try_into().map_err(|_| broken())?))
+    }
+
+    fn text(&mut self) -> io::Result<String> {
+        Ok(String::from_utf8_lossy(&self.piece()?).into_owned())
+    }
+
+    fn functions(&mut self) -> io::Result<Functions> {
+        let mut functions = Functions::new();
+        for _ in 0..self.count()? {
+            functions.push((self.piece()?, self.piece()?));
+        }
+        Ok(functions)
+    }
+}
