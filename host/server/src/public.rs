@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -198,12 +198,15 @@ impl Public {
         Ok(content)
     }
 
-    /// Whether new requests are welcome. Errors: unavailable, while shutting down.
+    /// Whether new requests are welcome. Errors: unavailable, while shutting down, or when loading stands still.
     pub(crate) fn check_ready(&self) -> Result<(), Error> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorCode::Unavailable, "the host is shutting down"));
         }
-        Ok(())
+        match self.serving.stalled(Instant::now()) {
+            Some(why) => Err(Error::new(ErrorCode::Unavailable, why)),
+            None => Ok(()),
+        }
     }
 
     /// The target, or the configured default. Errors: not found, when there is none.
