@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use modelhost_tests::{Client, Host, Package, Process, x};
@@ -73,10 +73,13 @@ fn kill_9_during_register_promote_and_rollback_loses_nothing_acknowledged() {
             registered = versions.len() as u64;
             assert!(serves(&client), "round {round}");
         }
-        let stop = AtomicBool::new(false);
+        let (stop, acknowledged) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
-            let work = scope.spawn(|| operate(&client, &stop, round));
-            std::thread::sleep(Duration::from_millis(if round == 0 { 3000 } else { 40 + round * 7 % 160 }));
+            let work = scope.spawn(|| operate(&client, (&stop, &acknowledged), round));
+            if round == 0 {
+                crate::deployments::until("some are registered", || acknowledged.load(Ordering::Relaxed) > 3);
+            }
+            std::thread::sleep(Duration::from_millis(40 + round * 7 % 160)); // it is killed at any moment
             process.signal("-KILL");
             stop.store(true, Ordering::Relaxed);
             let (last, pending, more) = work.join().unwrap();
@@ -92,7 +95,11 @@ fn kill_9_during_register_promote_and_rollback_loses_nothing_acknowledged() {
 
 /// Registers, promotes and rolls back until the host is gone; returns the last acknowledged primary, the primary that an
 /// operation under way would have made, and how many versions were acknowledged.
-fn operate(client: &Client, stop: &AtomicBool, round: u64) -> (Option<u64>, Option<u64>, u64) {
+fn operate(
+    client: &Client,
+    (stop, acknowledged): (&AtomicBool, &AtomicU64),
+    round: u64,
+) -> (Option<u64>, Option<u64>, u64) {
     let (mut primary, mut versions) = (None, 0);
     for step in 0_u64.. {
         if stop.load(Ordering::Relaxed) {
@@ -103,6 +110,7 @@ fn operate(client: &Client, stop: &AtomicBool, round: u64) -> (Option<u64>, Opti
         assert_eq!(answer.status, 200, "{answer:?}");
         let version = answer.body["version"].as_u64().unwrap();
         versions = version;
+        acknowledged.store(version, Ordering::Relaxed);
         let before = primary;
         let policy = json!({"version": version});
         let Ok(answer) = client.admin("POST", "/models/demo/m/promote", &policy) else {

@@ -1,15 +1,22 @@
 //! Bounds: beyond them a fast, typed refusal; behind them steady service.
 
 use std::sync::Barrier;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use modelhost_tests::{Host, Package, x};
 use serde_json::json;
 
+use crate::deployments::{show, until};
+
+/// Waits until so many predictions run in the deployment.
+fn running(host: &Host, deployment: &str, count: u32) {
+    until("they run", || show(&host.client, deployment)["running"] == count);
+}
+
 #[test]
 fn beyond_concurrency_and_queue_the_answer_is_503_at_once() {
     let host = Host::start();
-    let limits = "limits = { concurrency = 1, queue = 1, deadline_ms = 1000 }";
+    let limits = "limits = { concurrency = 1, queue = 1, deadline_ms = 5000 }";
     host.client.register("demo/busy", &Package::fault("spin", limits), true);
     let barrier = Barrier::new(6);
     let answers: Vec<_> = std::thread::scope(|scope| {
@@ -41,7 +48,7 @@ fn more_instances_than_the_pool_holds_is_a_refusal_not_a_failure() {
     let host = Host::start_with(|config| config.instances = 2);
     host.client.register(
         "demo/busy",
-        &Package::fault("spin", "limits = { concurrency = 2, queue = 0, deadline_ms = 300 }"),
+        &Package::fault("spin", "limits = { concurrency = 2, queue = 0, deadline_ms = 5000 }"),
         true,
     );
     host.client.register("demo/other", &Package::fault("echo", "limits = { concurrency = 2 }"), true);
@@ -52,7 +59,7 @@ fn more_instances_than_the_pool_holds_is_a_refusal_not_a_failure() {
         for _ in 0..2 {
             scope.spawn(|| host.client.post("/v2/models/demo/busy/infer", &x(&[1.0])));
         }
-        std::thread::sleep(Duration::from_millis(100));
+        running(&host, "second", 2);
         let answer = host.client.post("/v2/models/demo/other/infer", &x(&[1.0]));
         assert_eq!(answer.status, 503, "{answer:?}");
     });
@@ -64,12 +71,12 @@ fn who_comes_when_every_instance_is_busy_waits_its_turn() {
     let host = Host::start_with(|config| config.instances = 2);
     let limits = "limits = { concurrency = 2, queue = 0, deadline_ms = 300 }";
     host.client.register("demo/busy", &Package::fault("spin", limits), true);
-    host.client.register("demo/other", &Package::fault("echo", ""), true);
+    host.client.register("demo/other", &Package::fault("echo", "limits = { deadline_ms = 20000 }"), true);
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| host.client.post("/v2/models/demo/busy/infer", &x(&[1.0])));
         }
-        std::thread::sleep(Duration::from_millis(100));
+        running(&host, "default", 2);
         assert_eq!(host.client.post("/v2/models/demo/other/infer", &x(&[1.0])).status, 200);
     });
 }
@@ -78,14 +85,14 @@ fn who_comes_when_every_instance_is_busy_waits_its_turn() {
 #[test]
 fn spinning_guests_do_not_stop_others() {
     let host = Host::start();
-    let limits = "limits = { concurrency = 8, deadline_ms = 2000 }";
+    let limits = "limits = { concurrency = 8, deadline_ms = 5000 }";
     host.client.register("demo/busy", &Package::fault("spin", limits), true);
     host.client.register("demo/good", &Package::fault("echo", ""), true);
     std::thread::scope(|scope| {
         let spinning: Vec<_> = (0..8)
             .map(|_| scope.spawn(|| host.client.post("/v2/models/demo/busy/infer", &x(&[1.0]))))
             .collect();
-        std::thread::sleep(Duration::from_millis(100));
+        running(&host, "default", 8);
         for _ in 0..20 {
             assert_eq!(host.client.post("/v2/models/demo/good/infer", &x(&[1.0])).status, 200);
         }

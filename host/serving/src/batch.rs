@@ -39,6 +39,7 @@ struct Waiting {
 struct Asked {
     request: Arc<InferRequest>,
     model: Ready,
+    threads: Arc<Threads>,
     reply: oneshot::Sender<Outcome>,
 }
 
@@ -82,8 +83,8 @@ impl Batcher {
         }
         let (reply, answer) = oneshot::channel();
         let (arrived, until) = (Instant::now(), deadline.instant());
-        let asked = Asked { request, model, reply };
-        self.push(Member { request: asked, arrived, deadline: until }, &threads);
+        let asked = Asked { request, model, threads, reply };
+        self.push(Member { request: asked, arrived, deadline: until });
         match tokio::time::timeout_at(until.into(), answer).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => (
@@ -100,7 +101,8 @@ impl Batcher {
         }
     }
 
-    fn push(self: &Arc<Self>, member: Member<Asked>, threads: &Arc<Threads>) {
+    fn push(self: &Arc<Self>, member: Member<Asked>) {
+        let threads = Arc::clone(&member.request.threads);
         let mut waiting = self.waiting();
         let before = waiting.gather.due();
         waiting.gather.push(member);
@@ -115,11 +117,14 @@ impl Batcher {
     }
 
     /// Sees to it that what is due is taken out.
-    fn drive(self: &Arc<Self>, waiting: &mut Waiting, threads: &Arc<Threads>) {
+    fn drive(self: &Arc<Self>, waiting: &mut Waiting, threads: Arc<Threads>) {
         if !waiting.is_driven {
             waiting.is_driven = true;
-            let driver = Driver { batcher: Arc::clone(self), threads: Arc::clone(threads) };
-            threads.spawn(Box::pin(driver.run()));
+            let (driver, home) = (Arc::clone(self), Arc::clone(&threads));
+            threads.spawn(Box::pin(async move {
+                driver.take_out().await;
+                drop(home); // they live as long as anybody waits here
+            }));
         }
     }
 
@@ -129,6 +134,24 @@ impl Batcher {
         let next = waiting.gather.take(Instant::now()).map(Ok).or_else(|| waiting.gather.due().map(Err));
         waiting.is_driven = next.is_some();
         next
+    }
+
+    /// Takes out what is due, while anybody waits.
+    async fn take_out(self: Arc<Self>) {
+        while let Some(next) = self.next() {
+            match next {
+                Ok(batch) => {
+                    let Some(first) = batch.members().first() else { continue };
+                    let threads = Arc::clone(&first.request.threads);
+                    let answer = Arc::clone(&self).answer(batch, Arc::clone(&threads));
+                    threads.spawn(Box::pin(answer));
+                }
+                Err(due) => tokio::select! {
+                    () = self.earlier.notified() => {}
+                    () = pause(due) => {}
+                },
+            }
+        }
     }
 
     async fn answer(self: Arc<Self>, mut batch: Batch<Asked>, threads: Arc<Threads>) {
@@ -154,30 +177,7 @@ impl Batcher {
                 let mut waiting = self.waiting();
                 waiting.gather.again(members);
                 self.earlier.notify_one();
-                self.drive(&mut waiting, &threads);
-            }
-        }
-    }
-}
-
-/// The task that takes out what is due, while anybody waits.
-struct Driver {
-    batcher: Arc<Batcher>,
-    threads: Arc<Threads>,
-}
-
-impl Driver {
-    async fn run(self) {
-        while let Some(next) = self.batcher.next() {
-            match next {
-                Ok(batch) => {
-                    let answer = Arc::clone(&self.batcher).answer(batch, Arc::clone(&self.threads));
-                    self.threads.spawn(Box::pin(answer));
-                }
-                Err(due) => tokio::select! {
-                    () = self.batcher.earlier.notified() => {}
-                    () = pause(due) => {}
-                },
+                self.drive(&mut waiting, threads);
             }
         }
     }

@@ -244,7 +244,8 @@ impl Slot {
             if loaded.is_none() && !self.is_ready() {
                 loaded = Some(self.load_for_caller(deadline).await?);
             }
-            let permit = self.pool.admission.enter(&self.line, start, deadline).await?;
+            let now = if loaded.is_some() { Instant::now() } else { start };
+            let permit = self.pool.admission.enter(&self.line, now, deadline).await?;
             if let Some(model) = self.residence.ready().or_else(|| loaded.take()) {
                 return Ok((model, permit));
             }

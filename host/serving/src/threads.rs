@@ -108,7 +108,13 @@ impl Threads {
         loading.max_blocking_threads(LOADING_AT_ONCE).thread_name(format!("load-{}", self.name));
         let build = |builder: &mut Builder| builder.on_thread_start(less_urgent).build();
         let started = build(&mut running)
-            .and_then(|running| Ok(Started { running, loading: build(&mut loading)? }))
+            .and_then(|running| match build(&mut loading) {
+                Ok(loading) => Ok(Started { running, loading }),
+                Err(error) => {
+                    running.shutdown_background();
+                    Err(error)
+                }
+            })
             .inspect_err(
                 |error| tracing::warn!(deployment = self.name, %error, "it has no threads of its own"),
             );

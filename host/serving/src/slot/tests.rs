@@ -63,6 +63,21 @@ async fn the_callers_deadline_ends_its_wait_and_not_the_load() {
     assert_eq!(runtime.begun.available_permits(), 1, "the first load went on");
 }
 
+/// Loading is waiting: what a run usually takes decides who is served next and who is moved to other threads.
+#[tokio::test]
+async fn the_time_of_a_load_is_no_time_of_the_run() {
+    let (runtime, start) = (Runtime::new(), Instant::now());
+    let slot = one(&runtime, &Bounds::default());
+    let asked = Arc::clone(&slot);
+    let asked =
+        tokio::spawn(async move { asked.infer(request(), start, later(), Role::Primary).await.unwrap().1 });
+    runtime.begins().await;
+    let loading = start.elapsed();
+    runtime.end.add_permits(1);
+    let timing = asked.await.unwrap();
+    assert!(timing.queued >= loading && timing.queued + timing.ran <= start.elapsed(), "{timing:?}");
+}
+
 #[tokio::test]
 async fn no_more_wait_for_a_load_than_may_run_and_queue() {
     let runtime = Runtime::new();
