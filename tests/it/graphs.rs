@@ -324,7 +324,7 @@ fn the_standard_interface_serves_named_and_loaded_graphs_and_says_what_is_wrong(
         ("wrong name", "ErrorCode::InvalidArgument: input \"x\" is missing"),
         ("wrong type", "ErrorCode::InvalidArgument: input \"x\": datatype INT32 is not FP32"),
         ("wrong size", "shape [3, 8] of FP32 needs 24 x 4 bytes, 64 came"),
-        ("truncated", "ErrorCode::RuntimeError: graph loaded by the component"),
+        ("truncated", "ErrorCode::RuntimeError: load: graph loaded by the component"),
         ("gpu", "ErrorCode::UnsupportedOperation"),
         ("tensorflow", "ErrorCode::InvalidEncoding"),
         ("absent", "ErrorCode::NotFound: graph \"absent\" is none of this version's: [\"mlp.onnx\"]"),
