@@ -133,7 +133,7 @@ fn the_clock_stands_still_everywhere() {
 
 #[test]
 fn a_load_that_never_ends_holds_only_its_own() {
-    let host = Host::start();
+    let host = Host::start_with(|config| config.limits.load_deadline_ms = 600_000);
     let endless: Vec<_> =
         (0..3).map(|_| start_registration(&host.client, &Package::fault("load-spins", ""))).collect();
     for at in 0..3 {

@@ -83,6 +83,9 @@ impl Charge {
     /// Takes more. Errors: resource exhausted, naming whose budget is used up; nothing more is taken then.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Error> {
         let bytes = bytes as u64;
+        if bytes == 0 {
+            return Ok(());
+        }
         self.budget.take(bytes, self.bytes.saturating_add(bytes) <= SMALL)?;
         self.bytes += bytes;
         Ok(())

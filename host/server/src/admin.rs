@@ -11,6 +11,7 @@ use tower::ServiceExt;
 
 use crate::body::{Lent, drain};
 use crate::guard::{self, Allowed, Asked};
+use crate::watch::Watch;
 
 /// Answers what `allowed` lets through. A body that nobody reads is drained, so that its sender hears the answer.
 pub(crate) fn service(
@@ -25,7 +26,7 @@ pub(crate) fn service(
             let has_body = !request.body().is_end_stream();
             let checked = guard::check_admin(Asked::by(&request), has_body, &allowed);
             let (head, body) = request.into_parts();
-            let (body, mut left) = Lent::new(body);
+            let (body, mut left) = Lent::new(body, head.extensions.get::<Arc<Watch>>().cloned());
             let request = Request::from_parts(head, body);
             let mut reply = match checked {
                 Ok(()) => routes.oneshot(request).await?,

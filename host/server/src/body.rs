@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
 use crate::coding::{Coding, WORKSPACE};
-use crate::watch::Watch;
+use crate::watch::{ClientsTurn, Watch};
 
 /// Bytes made room for at once, where nobody knows how many come.
 const READ: usize = 64 << 10;
@@ -215,7 +215,7 @@ pub(crate) async fn collect(
     if body.size_hint().lower() > most as u64 {
         return Err(too_large(most));
     }
-    let _turn = watch.map(|watch| watch.clients_turn());
+    let _turn = watch.map(|watch| watch.clients_turn(true));
     let late = |_| Error::new(ErrorCode::DeadlineExceeded, "body: it did not arrive in time");
     let gathered = tokio::time::timeout_at(until.into(), gather(body, charge, most)).await.map_err(late)?;
     let (bytes, charge) = gathered.inspect_err(|error| make_room(error, watch))?;
@@ -260,16 +260,67 @@ pub(crate) async fn drain(body: Incoming) {
     drop(tokio::time::timeout(LINGER, read).await); // whoever sends on is cut off
 }
 
+/// A small body in others' hands: bounded in bytes and time, and while it is waited for, it is its client's turn.
+pub(crate) struct Small {
+    body: Incoming,
+    left: usize,
+    end: Pin<Box<tokio::time::Sleep>>,
+    watch: Option<Arc<Watch>>,
+    turn: Option<ClientsTurn>,
+}
+
+impl Small {
+    pub(crate) fn new(body: Incoming, most: usize, time: Duration, watch: Option<Arc<Watch>>) -> Self {
+        Self { body, left: most, end: Box::pin(tokio::time::sleep(time)), watch, turn: None }
+    }
+}
+
+impl Body for Small {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if self.end.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Some(Err(Broken("body: it did not arrive in time".to_owned()))));
+        }
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if frame.is_pending() && self.turn.is_none() {
+            self.turn = self.watch.as_ref().map(|watch| watch.clients_turn(false));
+        }
+        let Poll::Ready(frame) = frame else { return Poll::Pending };
+        self.turn = None;
+        let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref().map(Bytes::len));
+        match self.left.checked_sub(bytes.unwrap_or(0)) {
+            Some(left) => self.left = left,
+            None => {
+                return Poll::Ready(Some(Err(Broken(
+                    "body: larger than a call of this kind may be".to_owned(),
+                ))));
+            }
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| Broken(error.to_string()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
 /// A request's body in the hands of a handler that may not read it; what is left comes back when the handler lets go of it.
 pub(crate) struct Lent {
+    watch: Option<Arc<Watch>>,
+    turn: Option<ClientsTurn>,
     body: Option<Incoming>,
     back: Option<oneshot::Sender<Incoming>>,
 }
 
 impl Lent {
-    pub(crate) fn new(body: Incoming) -> (Self, oneshot::Receiver<Incoming>) {
+    pub(crate) fn new(body: Incoming, watch: Option<Arc<Watch>>) -> (Self, oneshot::Receiver<Incoming>) {
         let (back, left) = oneshot::channel();
-        (Self { body: Some(body), back: Some(back) }, left)
+        (Self { watch, turn: None, body: Some(body), back: Some(back) }, left)
     }
 }
 
@@ -281,7 +332,13 @@ impl Body for Lent {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        self.body.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(context))
+        let frame = self.body.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(context));
+        if frame.is_ready() {
+            self.turn = None;
+        } else if self.turn.is_none() {
+            self.turn = self.watch.as_ref().map(|watch| watch.clients_turn(true));
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -25,15 +25,19 @@ use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
 use crate::answer::shown;
-use crate::body::{ResponseBody, streamed};
+use crate::body::{ResponseBody, Small, streamed};
 use crate::coding::Coding;
 use crate::public::Public;
+use crate::watch::Watch;
 
 const GRPC: &str = "application/grpc";
 
 const SERVICE: &str = "inference.GRPCInferenceService";
 
-type Handler = BoxCloneSyncService<Request<Incoming>, Response<tonic::body::Body>, Infallible>;
+/// Largest body of a call for health or reflection.
+const MAX_SMALL_BYTES: usize = 64 << 10;
+
+type Handler = BoxCloneSyncService<Request<Small>, Response<tonic::body::Body>, Infallible>;
 
 /// Every gRPC service of the host.
 pub(crate) struct Services {
@@ -89,7 +93,9 @@ impl Services {
             ("grpc.reflection.v1alpha.ServerReflection", _) => &self.reflection_alpha,
             _ => return Ok(Status::unimplemented("there is no such service").into_http()),
         };
-        Ok(handler.clone().oneshot(request).await?.map(streamed))
+        let watch = request.extensions().get::<Arc<Watch>>().cloned();
+        let small = |body| Small::new(body, MAX_SMALL_BYTES, self.public.patience.idle, watch);
+        Ok(handler.clone().oneshot(request.map(small)).await?.map(streamed))
     }
 
     /// Tells health watchers whether the host serves.

@@ -27,7 +27,7 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const MAX_FRAME: u32 = 1 << 20;
 
 /// Bytes that hyper reads ahead on an HTTP/1 connection, and the longest head.
-const READ_AHEAD: usize = 128 << 10;
+const READ_AHEAD: usize = 64 << 10;
 
 /// How often connections are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -35,8 +35,9 @@ const SWEEP: Duration = Duration::from_millis(500);
 /// The share of all connections that one look makes room for.
 const EVICTED: usize = 64;
 
-/// How long a newcomer waits for room.
+/// How long a newcomer waits for room, and how many wait at once.
 const ROOM: Duration = Duration::from_secs(1);
+const NEWCOMERS: usize = 256;
 
 /// One listening socket's settings.
 pub(crate) struct Listener {
@@ -64,6 +65,7 @@ impl Listener {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let places = Arc::new(Semaphore::new(self.max_connections));
+        let newcomers = Arc::new(Semaphore::new(NEWCOMERS));
         let connections = Arc::clone(&self.connections);
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
@@ -85,8 +87,22 @@ impl Listener {
                     continue;
                 }
             };
-            let Some(place) = self.place(&places).await else { continue };
-            tokio::spawn(serve_one(stream, connections.enter(), place, service.clone()));
+            if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+                tokio::spawn(serve_one(stream, connections.enter(), place, service.clone()));
+                continue;
+            }
+            connections.make_room(self.evicted());
+            let Ok(waits) = Arc::clone(&newcomers).try_acquire_owned() else { continue };
+            let (places, connections, service) =
+                (Arc::clone(&places), Arc::clone(&connections), service.clone());
+            tokio::spawn(async move {
+                let place = tokio::time::timeout(ROOM, places.acquire_owned()).await;
+                drop(waits);
+                match place {
+                    Ok(Ok(place)) => serve_one(stream, connections.enter(), place, service).await,
+                    _ => tracing::warn!("every connection is at work: one more was closed"),
+                }
+            });
         }
         drop(self.socket);
         connections.tell_all(Order::Finish);
@@ -100,22 +116,7 @@ impl Listener {
         }
     }
 
-    /// A place for one more connection: a free one, or one of a client that has been silent for longest.
-    async fn place(&self, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
-            return Some(place);
-        }
-        self.connections.make_room(self.evicted());
-        let place = tokio::time::timeout(ROOM, Arc::clone(places).acquire_owned()).await;
-        if place.is_err() {
-            tracing::warn!(
-                max_connections = self.max_connections,
-                "every connection is at work: one more was closed"
-            );
-        }
-        place.ok()?.ok()
-    }
-
+    /// How many connections one look makes room for.
     fn evicted(&self) -> usize {
         (self.max_connections / EVICTED).max(1)
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, VARY};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, VARY};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use modelhost_core::error::{Error, ErrorCode};
@@ -86,9 +86,12 @@ impl Public {
         };
         let mut response = answer.unwrap_or_else(|error| refuse(&error, &call.exchange.request_id));
         response.headers_mut().extend(call.exchange.headers());
-        if let Some(body) = call.body.take().filter(|body| !body.is_end_stream()) {
+        // Who asked whether to send, and was refused before anybody looked, sends nothing.
+        let asked_first = call.exchange.stage == Stage::Head && call.head.headers.contains_key(EXPECT);
+        if let Some(body) = call.body.take().filter(|body| !body.is_end_stream() && !asked_first) {
             drain(body).await;
         }
+        response = self.charged(response, &call.exchange);
         let sent = response.body().size_hint().exact().unwrap_or_default();
         call.exchange.answered(response.status().as_u16(), sent);
         let until = call.exchange.read_by();
@@ -108,7 +111,12 @@ impl Public {
             Route::Invocations(target) => self.invocations(self.or_default(target)?, call).await,
             Route::Model(target) if !reads => self.short(target, call).await,
             route => {
-                let answer = self.control(route, call).await?;
+                let until = call.exchange.deadline.instant();
+                let late =
+                    |_| Error::new(ErrorCode::DeadlineExceeded, "the host was too busy with others' lists");
+                let answer = tokio::time::timeout_at(until.into(), self.control(route, call))
+                    .await
+                    .map_err(late)??;
                 Ok(compressed(answer, &call.head.headers).await)
             }
         }
@@ -174,6 +182,17 @@ impl Public {
         let mut response = answer::page(body(HTML, page), PAGE_POLICY);
         *response.status_mut() = status;
         Ok(response)
+    }
+
+    /// Charges an answer that is no prediction's to the host; refuses it when too much is held already.
+    fn charged(&self, response: Response<ResponseBody>, exchange: &Exchange) -> Response<ResponseBody> {
+        let (head, body) = response.into_parts();
+        let ResponseBody::Whole(body, None) = body else { return Response::from_parts(head, body) };
+        let (bytes, mut charge) = (bytes_of(body), self.serving.bodies().charge());
+        match charge.grow(bytes.len()) {
+            Ok(()) => Response::from_parts(head, charged(bytes, charge)),
+            Err(error) => refuse(&error, &exchange.request_id),
+        }
     }
 
     /// Makes what grows with what the host holds, beside the server's threads. Errors: as the work's; internal.

@@ -18,10 +18,13 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 /// How an HTTP/2 connection begins.
-const HTTP2: &[u8] = b"PRI";
+const HTTP2: &[u8] = b"PRI * HTTP/2.0";
 
 /// Who sends nothing for so long in the middle of a request makes room when bytes are short.
 const STOPPED: Duration = Duration::from_secs(1);
+
+/// How often connections are looked through for bytes.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// How long clients may take.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +64,8 @@ struct State {
     open: u32,
     /// Those of them that wait for their client.
     waiting: u32,
+    /// Those of these that hold bytes meanwhile.
+    holding: u32,
     /// Since when a request's head arrives.
     head: Option<Instant>,
     /// Since when the client reads nothing although there is something.
@@ -79,6 +84,7 @@ impl State {
             is_http2: false,
             open: 0,
             waiting: 0,
+            holding: 0,
             head: None,
             stalled: None,
             sending: BTreeMap::new(),
@@ -110,11 +116,11 @@ impl State {
 
     /// Whether the next step is the client's.
     fn is_clients_turn(&self) -> bool {
-        self.open == self.waiting
+        self.open <= self.waiting
     }
 
     fn hear(&mut self, now: Instant) {
-        if self.asked || self.head.is_some() {
+        if self.asked {
             self.heard = now; // the first head's clock runs from the connection's begin
         }
         if self.open == 0 {
@@ -141,10 +147,13 @@ impl Watch {
         Open(Arc::clone(self))
     }
 
-    /// The host waits for an open request's client, until the guard is dropped.
-    pub(crate) fn clients_turn(self: &Arc<Self>) -> ClientsTurn {
-        self.state().waiting += 1;
-        ClientsTurn(Arc::clone(self))
+    /// The host waits for an open request's client, until the guard is dropped. `holds`: bytes of the request meanwhile.
+    pub(crate) fn clients_turn(self: &Arc<Self>, holds: bool) -> ClientsTurn {
+        let mut state = self.state();
+        state.waiting += 1;
+        state.holding += u32::from(holds);
+        drop(state);
+        ClientsTurn { watch: Arc::clone(self), holds }
     }
 
     /// Bytes for the client to read until then. They hold their charge until they were sent.
@@ -160,7 +169,7 @@ impl Watch {
     /// Bytes are short: clients who stopped in the middle of a request give back what they hold.
     pub(crate) fn make_room(&self) {
         if let Some(connections) = self.connections.upgrade() {
-            connections.evict(usize::MAX, STOPPED, |state| state.waiting > 0);
+            connections.free_bytes();
         }
     }
 
@@ -196,11 +205,16 @@ impl Drop for Open {
 }
 
 /// While it lives, the host waits for a client.
-pub(crate) struct ClientsTurn(Arc<Watch>);
+pub(crate) struct ClientsTurn {
+    watch: Arc<Watch>,
+    holds: bool,
+}
 
 impl Drop for ClientsTurn {
     fn drop(&mut self) {
-        self.0.state().waiting -= 1;
+        let mut state = self.watch.state();
+        state.waiting -= 1;
+        state.holding -= u32::from(self.holds);
     }
 }
 
@@ -229,13 +243,16 @@ impl Drop for Sending {
 /// A listener's connections.
 pub(crate) struct Connections {
     patience: Patience,
+    /// When bytes were looked for the last time: a look at all connections is not free.
+    looked: Mutex<Option<Instant>>,
     watches: Mutex<HashMap<u64, Arc<Watch>>>,
     next: AtomicU64,
 }
 
 impl Connections {
     pub(crate) fn new(patience: Patience) -> Arc<Self> {
-        Arc::new(Self { patience, watches: Mutex::default(), next: AtomicU64::new(0) })
+        let (looked, watches, next) = (Mutex::default(), Mutex::default(), AtomicU64::new(0));
+        Arc::new(Self { patience, looked, watches, next })
     }
 
     fn watches(&self) -> MutexGuard<'_, HashMap<u64, Arc<Watch>>> {
@@ -265,6 +282,17 @@ impl Connections {
         self.evict(count, Duration::ZERO, |_| true);
     }
 
+    /// Ends those who hold bytes of a request and have stopped sending.
+    fn free_bytes(&self) {
+        let now = Instant::now();
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.is_none_or(|last| now - last > LOOK_EVERY) {
+            *looked = Some(now);
+            drop(looked);
+            self.evict(usize::MAX, STOPPED, |state| state.holding > 0);
+        }
+    }
+
     /// Ends those of the fitting ones whose clients are to send or to read and were silent for so long.
     fn evict(&self, count: usize, silent: Duration, fits: impl Fn(&State) -> bool) {
         let (now, watches) = (Instant::now(), self.watches());
@@ -272,11 +300,15 @@ impl Connections {
             .values()
             .filter_map(|watch| {
                 let state = watch.state();
-                let evicts = state.is_clients_turn() && fits(&state) && now - state.heard >= silent;
-                evicts.then(|| (state.heard, watch))
+                // Who was told to end already, and has not yet, makes no more room.
+                let stays = state.order != Some(Order::Cut);
+                let evicts = stays && state.is_clients_turn() && fits(&state) && now - state.heard >= silent;
+                // Who asks nothing goes before who sends or reads.
+                let is_at_it = state.open > 0 || !state.sending.is_empty();
+                evicts.then(|| ((is_at_it, state.heard), watch))
             })
             .collect();
-        found.sort_unstable_by_key(|(heard, _)| *heard);
+        found.sort_unstable_by_key(|(rank, _)| *rank);
         for (_, watch) in found.into_iter().take(count) {
             watch.tell(Order::Cut);
         }

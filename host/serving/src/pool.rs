@@ -213,9 +213,14 @@ impl Pool {
 
     /// Lets a request in, to be decoded, to wait and to run. Errors: resource exhausted, when all that may run and wait are there.
     pub(crate) fn arrive(self: &Arc<Self>) -> Result<Arrival, Error> {
+        self.try_arrive().ok_or_else(|| self.full())
+    }
+
+    /// The same, for whoever asks again if there is no place; nobody counts it as refused.
+    pub(crate) fn try_arrive(self: &Arc<Self>) -> Option<Arrival> {
         let arrival = Arrival(Arc::clone(self));
         let before = self.present.fetch_add(1, Ordering::Relaxed);
-        if before < self.places_for_requests() { Ok(arrival) } else { Err(self.full()) }
+        (before < self.places_for_requests()).then_some(arrival)
     }
 
     fn places_for_requests(&self) -> u32 {

@@ -225,10 +225,13 @@ impl Resolved {
     /// Takes a place in the deployment again; waits for one. Errors: resource exhausted, when none came free before the deadline.
     pub async fn enter(&mut self, deadline: Deadline) -> Result<(), Error> {
         while self.arrival.is_none() {
-            match self.slot.pool.arrive() {
-                Ok(arrival) => self.arrival = Some(arrival),
-                Err(refusal) if Instant::now() + LOOK_AGAIN >= deadline.instant() => return Err(refusal),
-                Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
+            self.arrival = if Instant::now() + LOOK_AGAIN >= deadline.instant() {
+                Some(self.slot.pool.arrive()?)
+            } else {
+                self.slot.pool.try_arrive()
+            };
+            if self.arrival.is_none() {
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
         }
         Ok(())

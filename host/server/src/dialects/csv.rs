@@ -21,7 +21,7 @@ use modelhost_core::infer::Deadline;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::Version;
 use modelhost_protocol::{csv, status};
-use modelhost_serving::{Resolved, Target};
+use modelhost_serving::{Desk, Resolved, Target};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
@@ -45,10 +45,10 @@ impl Public {
     /// Answers a CSV file with a CSV file. A disconnected caller cancels it.
     pub(crate) async fn csv(self: &Arc<Self>, target: Target<'_>, call: &mut Call) -> Answer {
         let place = self.serving.admit(target)?;
-        let Some(body) = call.body.take() else { return Err(Error::invalid("body: it is missing")) };
         let coding = Coding::of_request(&call.head.headers)?;
         let mut charge = self.serving.streams().charge();
         charge.grow(2 * PIECE + coding.map_or(0, |_| WORKSPACE))?;
+        let Some(body) = call.body.take() else { return Err(Error::invalid("body: it is missing")) };
         let mut file = File::new(body, coding, self.max_stream_bytes, call.exchange.watch.clone(), charge);
         call.exchange.stage = Stage::Body;
         let start = file.read(call.exchange.deadline.instant()).await?;
@@ -56,12 +56,23 @@ impl Public {
         let (resolved, sticky_field) = choice.by_field(|field| csv::first_field(&start, field))?;
         call.exchange.version = Some(Arc::clone(resolved.version()));
         let (sender, mut answers) = mpsc::channel(AHEAD);
-        let run =
-            Run { public: Arc::clone(self), exchange: call.exchange.hand_over(), resolved, sticky_field };
-        run.resolved.desk().spawn(run.answer(file, start, sender));
-        let first = answers.recv().await.unwrap_or_else(|| Ok(Bytes::new()))?;
-        let rest = stream::unfold(answers, async |mut answers| Some((answers.recv().await?, answers)));
-        let mut response = Response::new(streamed(frames(first, rest)));
+        let (exchange, desk) = (call.exchange.hand_over(), resolved.desk());
+        let run = Run { public: Arc::clone(self), exchange, resolved, sticky_field, desk: desk.clone() };
+        desk.spawn(run.answer(file, start, sender));
+        let first = answers.recv().await.unwrap_or_else(|| Err(cut()))?;
+        let has_more = first.is_some();
+        let rest = stream::unfold((answers, has_more), async |(mut answers, has_more)| {
+            if !has_more {
+                return None;
+            }
+            match answers.recv().await {
+                Some(Ok(Some(piece))) => Some((Ok(piece), (answers, true))),
+                Some(Ok(None)) => None,
+                Some(Err(error)) => Some((Err(error), (answers, false))),
+                None => Some((Err(cut()), (answers, false))),
+            }
+        });
+        let mut response = Response::new(streamed(frames(first.unwrap_or_default(), rest)));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(CSV));
         Ok(response)
     }
@@ -95,7 +106,7 @@ impl File {
     /// The next piece, empty at the end: all of it, or what came of it `until` then. Errors: deadline exceeded, when nothing came; too
     /// large; invalid argument.
     async fn read(&mut self, until: Instant) -> Result<Bytes, Error> {
-        let _turn = self.watch.as_ref().map(|watch| watch.clients_turn());
+        let _turn = self.watch.as_ref().map(|watch| watch.clients_turn(true));
         let mut piece = BytesMut::with_capacity(PIECE);
         while piece.len() < PIECE {
             let read = match tokio::time::timeout_at(until.into(), self.plain.read_buf(&mut piece)).await {
@@ -115,6 +126,13 @@ impl File {
     }
 }
 
+/// A piece of the answer; `None` after the last one, so that an answer that was cut is never taken for whole.
+type Piece = Result<Option<Bytes>, Error>;
+
+fn cut() -> Error {
+    Error::new(ErrorCode::Unavailable, "the file's threads were taken away; ask again")
+}
+
 fn frames(
     first: Bytes,
     rest: impl Stream<Item = Result<Bytes, Error>> + Send + 'static,
@@ -129,19 +147,25 @@ struct Run {
     exchange: Exchange,
     resolved: Resolved,
     sticky_field: Option<String>,
+    /// Its threads stay while it runs, whatever becomes of its deployment.
+    desk: Desk,
 }
 
 impl Run {
     /// Sends the answer, piece by piece, and whatever ends it early. Ends when nobody reads on.
-    async fn answer(mut self, file: File, start: Bytes, answers: mpsc::Sender<Result<Bytes, Error>>) {
+    async fn answer(mut self, file: File, start: Bytes, answers: mpsc::Sender<Piece>) {
         let _open = self.exchange.watch.as_ref().map(|watch| watch.open());
+        let _threads = self.desk.clone();
         let ended = tokio::select! {
             ended = self.pieces(file, start, &answers) => ended,
             () = answers.closed() => return,
         };
         let sent = self.exchange.sent_bytes;
         match ended {
-            Ok(()) => self.exchange.answered(200, sent),
+            Ok(()) => {
+                self.exchange.answered(200, sent);
+                drop(answers.send(Ok(None)).await); // without a client nobody needs to know
+            }
             Err(error) => {
                 self.exchange.answered(status::http(error.code), sent);
                 let request_id = &self.exchange.request_id;
@@ -155,7 +179,7 @@ impl Run {
         &mut self,
         mut file: File,
         start: Bytes,
-        answers: &mpsc::Sender<Result<Bytes, Error>>,
+        answers: &mpsc::Sender<Piece>,
     ) -> Result<(), Error> {
         let version = Arc::clone(self.resolved.version());
         let sticky_field = self.sticky_field.clone();
@@ -188,15 +212,15 @@ impl Run {
         }
     }
 
-    async fn send(&mut self, answer: pipeline::Answer, answers: &mpsc::Sender<Result<Bytes, Error>>) {
+    async fn send(&mut self, answer: pipeline::Answer, answers: &mpsc::Sender<Piece>) {
         let body = answer.encoded.body;
         self.exchange.sent_bytes += body.len() as u64;
         let until = Instant::now() + self.public.request_timeout;
-        let _turn = self.exchange.watch.as_ref().map(|watch| watch.clients_turn());
+        let _turn = self.exchange.watch.as_ref().map(|watch| watch.clients_turn(false));
         let body = match &self.exchange.watch {
             Some(watch) => watch.send(body, Some(answer.charge), until),
             None => body,
         };
-        drop(answers.send(Ok(body)).await); // `answer` sees when nobody reads on
+        drop(answers.send(Ok(Some(body))).await); // `answer` sees when nobody reads on
     }
 }

@@ -19,6 +19,9 @@ use crate::watch::Watch;
 /// Bytes of a message that are looked at for the model's name.
 const START: usize = 4 << 10;
 
+/// The same of a message in zstd, which gives nothing before a whole block of it is there.
+const ZSTD_BLOCK: usize = 132 << 10;
+
 /// Before a message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
@@ -82,7 +85,7 @@ impl Frames {
     /// Waits for the next message to begin; `None` where the caller ends the call. Errors: deadline exceeded, when it did not by `until`; too
     /// large; invalid argument.
     pub(super) async fn begin(&mut self, until: Instant) -> Result<Option<Begun>, Error> {
-        let _turn = self.watch.clone().map(|watch| watch.clients_turn());
+        let _turn = self.watch.clone().map(|watch| watch.clients_turn(false));
         in_time(until, self.begin_now()).await
     }
 
@@ -106,7 +109,7 @@ impl Frames {
             let text = format!("body: a message of {length} bytes is larger than the {} allowed", self.most);
             return Err(Error::new(ErrorCode::TooLarge, text));
         }
-        let wanted = length.min(START);
+        let wanted = length.min(if coding == Some(Coding::Zstd) { ZSTD_BLOCK } else { START });
         if self.rest.len() < wanted {
             let mut joined = std::mem::take(&mut self.rest).to_vec();
             while joined.len() < wanted {
@@ -128,7 +131,7 @@ impl Frames {
         charge: Charge,
         until: Instant,
     ) -> Result<Content, Error> {
-        let _turn = self.watch.clone().map(|watch| watch.clients_turn());
+        let _turn = self.watch.clone().map(|watch| watch.clients_turn(true));
         self.is_broken = true;
         let finished = in_time(until, self.finish_now(begun.length, charge)).await;
         let (bytes, charge) = finished.inspect_err(|error| make_room(error, self.watch.as_ref()))?;

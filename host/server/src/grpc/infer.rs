@@ -10,7 +10,8 @@ use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
 use hyper::header::HeaderMap;
 use hyper::{Request, Response};
-use modelhost_core::error::Error;
+use modelhost_core::budget::Charge;
+use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::Version;
@@ -90,12 +91,9 @@ pub(super) async fn infer(public: &Arc<Public>, request: Request<Incoming>) -> R
     match answer {
         Ok(answer) => {
             exchange.answered(200, answer.encoded.body.len() as u64);
-            let (body, until) = (answer.encoded.body, exchange.read_by());
-            let body = match &exchange.watch {
-                Some(watch) => watch.send(body, Some(answer.charge), until),
-                None => body,
-            };
-            respond(framed(body, answer.coding.is_some()), answer.coding, exchange.headers())
+            let pieces = framed(answer.encoded.body, answer.coding.is_some());
+            let pieces = guarded(exchange.watch.as_ref(), pieces, Some(answer.charge), exchange.read_by());
+            respond(pieces, answer.coding, exchange.headers())
         }
         Err(error) => {
             exchange.answered(status::http(error.code), 0);
@@ -208,7 +206,9 @@ impl Stream {
             () = self.answers.closed() => return,
         };
         let last = trailers(ended.err().map(|error| refuse_request(&error, "")));
-        drop(self.answers.send(Ok(Frame::trailers(last))).await); // a caller who left needs no end
+        let _turn = self.watch.as_ref().map(|watch| watch.clients_turn(false));
+        let end = self.answers.send(Ok(Frame::trailers(last)));
+        drop(tokio::time::timeout(self.public.request_timeout, end).await); // a caller who left needs no end
     }
 
     async fn messages(&self, body: Incoming) -> Result<(), Error> {
@@ -216,13 +216,14 @@ impl Stream {
         let mut frames = Frames::new(headers, body, most, self.watch.clone())?;
         let as_status = headers.get("triton_grpc_error").is_some_and(|value| value == "true");
         let limit = limit(&self.public, headers);
-        let end = headers.get("grpc-timeout").map(|_| Instant::now() + limit);
+        let asked = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
+        let end = asked.and_then(|asked| Instant::now().checked_add(asked));
         loop {
             let idle = Instant::now() + self.public.patience.idle;
-            let Some(begun) = frames.begin(end.map_or(idle, |end| end.min(idle))).await? else {
-                return Ok(());
-            };
-            let left = end.map_or(limit, |end| end.saturating_duration_since(Instant::now()));
+            let begun = frames.begin(end.map_or(idle, |end| end.min(idle))).await;
+            let begun = begun.map_err(|error| if Instant::now() < idle { error } else { is_idle() })?;
+            let Some(begun) = begun else { return Ok(()) };
+            let left = end.map_or(limit, |end| end.saturating_duration_since(Instant::now()).min(limit));
             let mut exchange = Exchange::begin(&self.public, "grpc_infer", headers, self.watch.clone(), left);
             let mut id = String::new();
             exchange.stage = Stage::Body;
@@ -230,11 +231,8 @@ impl Stream {
                 Ok(mut answer) => {
                     exchange.answered(200, answer.encoded.body.len() as u64);
                     let body = std::mem::take(&mut answer.encoded.body);
-                    let body = match &self.watch {
-                        Some(watch) => watch.send(body, Some(answer.charge), exchange.read_by()),
-                        None => body,
-                    };
-                    self.send(framed(body, answer.coding.is_some())).await;
+                    let pieces = framed(body, answer.coding.is_some());
+                    self.send(pieces, Some(answer.charge), exchange.read_by()).await?;
                 }
                 Err(error) => {
                     exchange.answered(status::http(error.code), 0);
@@ -242,18 +240,42 @@ impl Stream {
                         return Err(shown(&error, &exchange.request_id));
                     }
                     let failure = oip_grpc::stream_failure(id, &shown(&error, &exchange.request_id));
-                    self.send(framed(failure.encode_to_vec().into(), false)).await;
+                    let pieces = framed(failure.encode_to_vec().into(), false);
+                    self.send(pieces, None, exchange.read_by()).await?;
                 }
             }
         }
     }
 
-    async fn send(&self, pieces: Vec<Bytes>) {
-        let _turn = self.watch.as_ref().map(Watch::clients_turn);
-        for piece in pieces {
-            drop(self.answers.send(Ok(Frame::data(piece))).await); // `run` sees when nobody reads on
+    /// Errors: deadline exceeded, when the caller does not read on.
+    async fn send(&self, pieces: Vec<Bytes>, charge: Option<Charge>, until: Instant) -> Result<(), Error> {
+        let _turn = self.watch.as_ref().map(|watch| watch.clients_turn(false));
+        let late = |_| Error::new(ErrorCode::DeadlineExceeded, "the stream's answers were not read in time");
+        for piece in guarded(self.watch.as_ref(), pieces, charge, until) {
+            let sent = self.answers.send(Ok(Frame::data(piece)));
+            drop(tokio::time::timeout_at(until.into(), sent).await.map_err(late)?); // `run` sees when nobody reads on
         }
+        Ok(())
     }
+}
+
+fn is_idle() -> Error {
+    Error::new(ErrorCode::Unavailable, "the stream was idle for too long; open another")
+}
+
+/// A message's pieces, which must have been read `until` then; its charge lasts until the last one was.
+fn guarded(
+    watch: Option<&Arc<Watch>>,
+    mut pieces: Vec<Bytes>,
+    charge: Option<Charge>,
+    until: Instant,
+) -> Vec<Bytes> {
+    if let Some(watch) = watch
+        && let Some(last) = pieces.pop()
+    {
+        pieces.push(watch.send(last, charge, until));
+    }
+    pieces
 }
 
 #[cfg(test)]

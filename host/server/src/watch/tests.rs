@@ -87,12 +87,12 @@ fn the_longest_silent_make_room_and_those_at_work_stay() {
     let connections = Connections::new(PATIENCE);
     let entered: Vec<_> = (0..4).map(|_| connections.enter()).collect();
     let _works = entered[0].watch.open();
-    let _reads = (entered[1].watch.open(), entered[1].watch.clients_turn());
+    let _reads = (entered[1].watch.open(), entered[1].watch.clients_turn(true));
     let begin = Instant::now();
     for (at, entered) in entered.iter().enumerate() {
         entered.watch.state().heard = begin - Duration::from_secs(10 - at as u64);
     }
     connections.make_room(2);
     let cut: Vec<_> = entered.iter().map(|entered| entered.watch.state().order).collect();
-    assert_eq!(cut, [None, Some(Order::Cut), Some(Order::Cut), None]);
+    assert_eq!(cut, [None, None, Some(Order::Cut), Some(Order::Cut)], "who asks nothing goes first");
 }
