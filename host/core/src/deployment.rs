@@ -12,7 +12,7 @@ use crate::version::Isolation;
 pub struct DeploymentName(String);
 
 impl DeploymentName {
-    /// Reads a [`name`](crate::name).
+    /// Reads a [`crate::name`].
     pub fn parse(text: &str) -> Result<Self, Error> {
         name::check("deployment", text)?;
         Ok(Self(text.to_owned()))

@@ -22,7 +22,7 @@ pub struct ModelName {
 }
 
 impl ModelName {
-    /// Reads `prefix/name`. Each part is a [`name`](crate::name), no word that follows one in a URL (`versions`, `infer`, …), and nothing
+    /// Reads `prefix/name`. Each part is a [`crate::name`], no word that follows one in a URL (`versions`, `infer`, …), and nothing
     /// that reads as a version (`v6`).
     pub fn parse(text: &str) -> Result<Self, Error> {
         let (prefix, name) = text
