@@ -55,7 +55,7 @@ pub(crate) struct Watch {
 
 #[derive(Debug)]
 struct State {
-    /// The client's latest byte, or the connection's begin.
+    /// When the client's latest byte came or was taken, or the connection began.
     heard: Instant,
     /// A request has come.
     asked: bool,
@@ -170,6 +170,14 @@ impl Watch {
     pub(crate) fn make_room(&self) {
         if let Some(connections) = self.connections.upgrade() {
             connections.free_bytes();
+        }
+    }
+
+    /// The client takes what is sent.
+    fn took(&self) {
+        let mut state = self.state();
+        if state.asked {
+            state.heard = Instant::now();
         }
     }
 
@@ -303,12 +311,10 @@ impl Connections {
                 // Who was told to end already, and has not yet, makes no more room.
                 let stays = state.order != Some(Order::Cut);
                 let evicts = stays && state.is_clients_turn() && fits(&state) && now - state.heard >= silent;
-                // Who asks nothing goes before who sends or reads.
-                let is_at_it = state.open > 0 || !state.sending.is_empty();
-                evicts.then(|| ((is_at_it, state.heard), watch))
+                evicts.then(|| (state.heard, watch))
             })
             .collect();
-        found.sort_unstable_by_key(|(rank, _)| *rank);
+        found.sort_unstable_by_key(|(heard, _)| *heard);
         for (_, watch) in found.into_iter().take(count) {
             watch.tell(Order::Cut);
         }
@@ -353,6 +359,8 @@ impl Watched {
         if written.is_pending() != self.stalled {
             self.stalled = written.is_pending();
             self.watch.state().stalled = self.stalled.then(Instant::now);
+        } else if written.is_ready() {
+            self.watch.took();
         }
         written
     }
