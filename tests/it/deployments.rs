@@ -190,8 +190,10 @@ fn a_full_deployment_does_not_fill_another() {
         let (_, done) = admin(client, "POST", "/deployments/noisy/recreate", &json!({}));
         assert_eq!([&done["refused"], &done["finishing"]], [3, 2]);
         let statuses: Vec<_> = flood.into_iter().map(|request| request.join().unwrap()).collect();
-        let count = |status: u16| statuses.iter().filter(|came| **came == status).count();
-        assert_eq!([count(503), count(502)], [10, 2], "{statuses:?}");
+        // Whether the guest's clock or the request's ends first is a matter of microseconds.
+        let ended = statuses.iter().filter(|status| [502, 504].contains(*status)).count();
+        let refused = statuses.iter().filter(|status| **status == 503).count();
+        assert_eq!([refused, ended], [10, 2], "{statuses:?}");
     });
 }
 

@@ -20,6 +20,9 @@ use crate::pool::{Places, Pool};
 use crate::residence::Who;
 use crate::slot::Slot;
 
+#[cfg(test)]
+mod tests;
+
 /// How often idle instances are looked for.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 

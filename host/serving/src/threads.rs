@@ -15,6 +15,9 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
+#[cfg(test)]
+mod tests;
+
 /// What takes more processor time than this does not start on the server's threads.
 pub(crate) const LONG: Duration = Duration::from_micros(500);
 
