@@ -39,6 +39,9 @@ const EVICTED: usize = 64;
 const ROOM: Duration = Duration::from_secs(1);
 const NEWCOMERS: usize = 256;
 
+/// How often a newcomer asks for room.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// One listening socket's settings.
 pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
@@ -91,16 +94,16 @@ impl Listener {
                 tokio::spawn(serve_one(stream, connections.enter(), place, service.clone()));
                 continue;
             }
-            connections.make_room(self.evicted());
             let Ok(waits) = Arc::clone(&newcomers).try_acquire_owned() else { continue };
             let (places, connections, service) =
                 (Arc::clone(&places), Arc::clone(&connections), service.clone());
+            let evicted = self.evicted();
             tokio::spawn(async move {
-                let place = tokio::time::timeout(ROOM, places.acquire_owned()).await;
+                let place = room(&places, &connections, evicted).await;
                 drop(waits);
                 match place {
-                    Ok(Ok(place)) => serve_one(stream, connections.enter(), place, service).await,
-                    _ => tracing::warn!("every connection is at work: one more was closed"),
+                    Some(place) => serve_one(stream, connections.enter(), place, service).await,
+                    None => tracing::warn!("every connection is at work: one more was closed"),
                 }
             });
         }
@@ -120,6 +123,22 @@ impl Listener {
     fn evicted(&self) -> usize {
         (self.max_connections / EVICTED).max(1)
     }
+}
+
+/// A place for a newcomer: those who have been silent for longest make room, again and again while others take what they left.
+async fn room(
+    places: &Arc<Semaphore>,
+    connections: &Connections,
+    evicted: usize,
+) -> Option<OwnedSemaphorePermit> {
+    let until = tokio::time::Instant::now() + ROOM;
+    while tokio::time::Instant::now() < until {
+        connections.make_room(evicted);
+        if let Ok(place) = tokio::time::timeout(LOOK_AGAIN, Arc::clone(places).acquire_owned()).await {
+            return place.ok();
+        }
+    }
+    None
 }
 
 /// Serves one connection to its end, or to the one that its watch orders.
