@@ -13,6 +13,7 @@ use hyper_util::server::conn::auto;
 use modelhost_core::error::{Error, ErrorCode};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::MissedTickBehavior;
 
 use crate::watch::{Connections, Entered, Order, Watched};
 
@@ -32,15 +33,15 @@ const READ_AHEAD: usize = 64 << 10;
 /// How often connections are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
 
-/// The share of all connections that one look makes room for.
-const EVICTED: usize = 64;
-
-/// How long a newcomer waits for room, and how many wait at once.
+/// How long a newcomer to a full host waits for room, and how many wait at once.
 const ROOM: Duration = Duration::from_secs(1);
 const NEWCOMERS: usize = 256;
 
-/// How often a newcomer asks for room.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How often room is made while newcomers wait. A look at all connections is not free.
+const MAKE_ROOM: Duration = Duration::from_millis(10);
+
+/// The share of all connections that one look makes room for at least, so that a flood of newcomers needs few looks.
+const EVICTED: usize = 64;
 
 /// One listening socket's settings.
 pub(crate) struct Listener {
@@ -70,12 +71,18 @@ impl Listener {
         let places = Arc::new(Semaphore::new(self.max_connections));
         let newcomers = Arc::new(Semaphore::new(NEWCOMERS));
         let connections = Arc::clone(&self.connections);
-        let mut sweep = tokio::time::interval(SWEEP);
+        let (mut sweep, mut look) = (tokio::time::interval(SWEEP), tokio::time::interval(MAKE_ROOM));
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let waiting = NEWCOMERS - newcomers.available_permits();
             let accepted = tokio::select! {
                 accepted = self.socket.accept() => accepted,
                 _ = sweep.tick() => {
                     connections.sweep();
+                    continue;
+                }
+                _ = look.tick(), if waiting > 0 => {
+                    connections.make_room(waiting.max(self.evicted()));
                     continue;
                 }
                 () = async { drop(stop.wait_for(|stop| *stop).await) } => break,
@@ -95,15 +102,14 @@ impl Listener {
                 continue;
             }
             let Ok(waits) = Arc::clone(&newcomers).try_acquire_owned() else { continue };
-            let (places, connections, service) =
-                (Arc::clone(&places), Arc::clone(&connections), service.clone());
-            let evicted = self.evicted();
+            let (connections, service) = (Arc::clone(&connections), service.clone());
+            let place = Arc::clone(&places).acquire_owned();
             tokio::spawn(async move {
-                let place = room(&places, &connections, evicted).await;
+                let place = tokio::time::timeout(ROOM, place).await;
                 drop(waits);
                 match place {
-                    Some(place) => serve_one(stream, connections.enter(), place, service).await,
-                    None => tracing::warn!("every connection is at work: one more was closed"),
+                    Ok(Ok(place)) => serve_one(stream, connections.enter(), place, service).await,
+                    _ => tracing::warn!("every connection is at work: one more was closed"),
                 }
             });
         }
@@ -123,22 +129,6 @@ impl Listener {
     fn evicted(&self) -> usize {
         (self.max_connections / EVICTED).max(1)
     }
-}
-
-/// A place for a newcomer: those who have been silent for longest make room, again and again while others take what they left.
-async fn room(
-    places: &Arc<Semaphore>,
-    connections: &Connections,
-    evicted: usize,
-) -> Option<OwnedSemaphorePermit> {
-    let until = tokio::time::Instant::now() + ROOM;
-    while tokio::time::Instant::now() < until {
-        connections.make_room(evicted);
-        if let Ok(place) = tokio::time::timeout(LOOK_AGAIN, Arc::clone(places).acquire_owned()).await {
-            return place.ok();
-        }
-    }
-    None
 }
 
 /// Serves one connection to its end, or to the one that its watch orders.

@@ -285,7 +285,8 @@ impl Connections {
         }
     }
 
-    /// Makes room: ends this many of those that wait for their client, the longest silent first. One look pays for many newcomers.
+    /// Makes room for so many: ends those that wait for their client, the longest silent first. Who was told to end already counts, so that
+    /// those who ask again before room is there cost nobody else a place.
     pub(crate) fn make_room(&self, count: usize) {
         self.evict(count, Duration::ZERO, |_| true);
     }
@@ -301,21 +302,20 @@ impl Connections {
         }
     }
 
-    /// Ends those of the fitting ones whose clients are to send or to read and were silent for so long.
+    /// Ends those of the fitting ones whose clients are to send or to read and were silent for so long, until `count` are ending.
     fn evict(&self, count: usize, silent: Duration, fits: impl Fn(&State) -> bool) {
         let (now, watches) = (Instant::now(), self.watches());
-        let mut found: Vec<_> = watches
-            .values()
-            .filter_map(|watch| {
-                let state = watch.state();
-                // Who was told to end already, and has not yet, makes no more room.
-                let stays = state.order != Some(Order::Cut);
-                let evicts = stays && state.is_clients_turn() && fits(&state) && now - state.heard >= silent;
-                evicts.then(|| (state.heard, watch))
-            })
-            .collect();
+        let (mut ending, mut found) = (0, Vec::new());
+        for watch in watches.values() {
+            let state = watch.state();
+            if state.order == Some(Order::Cut) {
+                ending += 1;
+            } else if state.is_clients_turn() && fits(&state) && now - state.heard >= silent {
+                found.push((state.heard, watch));
+            }
+        }
         found.sort_unstable_by_key(|(heard, _)| *heard);
-        for (_, watch) in found.into_iter().take(count) {
+        for (_, watch) in found.into_iter().take(count.saturating_sub(ending)) {
             watch.tell(Order::Cut);
         }
     }

@@ -93,6 +93,8 @@ fn the_longest_silent_make_room_and_those_at_work_stay() {
         entered.watch.state().heard = begin - Duration::from_secs(10 - at as u64);
     }
     connections.make_room(2);
-    let cut: Vec<_> = entered.iter().map(|entered| entered.watch.state().order).collect();
-    assert_eq!(cut, [None, Some(Order::Cut), Some(Order::Cut), None]);
+    let cut = || entered.iter().map(|entered| entered.watch.state().order).collect::<Vec<_>>();
+    assert_eq!(cut(), [None, Some(Order::Cut), Some(Order::Cut), None]);
+    connections.make_room(2); // these two are ending: nobody else has to
+    assert_eq!(cut(), [None, Some(Order::Cut), Some(Order::Cut), None]);
 }
