@@ -1,5 +1,8 @@
-//! Log lines, as text for people or JSON for programs, on standard error.
+//! Log lines, as text for people or JSON for programs, on standard error. A record is one line, whatever the texts in it hold: many of them are
+//! authors' and callers' words.
 
+use std::borrow::Cow;
+use std::io::{self, Write};
 use std::sync::OnceLock;
 
 use modelhost_core::error::{Error, ErrorCode};
@@ -35,7 +38,7 @@ const LEVELS: [LevelFilter; 6] = [
 pub fn start_logs(format: LogFormat, filter: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log filter {filter:?}: {error}"))?;
     let (filter, handle) = reload::Layer::new(filter);
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = fmt::layer().with_writer(|| Records);
     let lines = match format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
@@ -44,6 +47,38 @@ pub fn start_logs(format: LogFormat, filter: &str) -> Result<(), String> {
         drop(FILTER.set(handle)); // nobody else sets it: only one of us started logging
     }
     Ok(())
+}
+
+/// Standard error. `tracing` writes each record at once.
+struct Records;
+
+impl Write for Records {
+    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+        io::stderr().write_all(&one_line(record))?;
+        Ok(record.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The record with its last line break alone; others are escaped.
+fn one_line(record: &[u8]) -> Cow<'_, [u8]> {
+    let text = record.strip_suffix(b"\n").unwrap_or(record);
+    if !text.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+        return Cow::Borrowed(record);
+    }
+    let mut line = Vec::with_capacity(record.len() + 16);
+    for byte in text {
+        match byte {
+            b'\n' => line.extend(b"\\n"),
+            b'\r' => line.extend(b"\\r"),
+            byte => line.push(*byte),
+        }
+    }
+    line.push(b'\n');
+    Cow::Owned(line)
 }
 
 /// The most verbose level that is written anywhere: 0 nothing, 1 errors, 2 warnings, 3 information, 4 debugging, 5 everything.
@@ -60,4 +95,21 @@ pub fn set_log_level(level: u8) -> Result<(), Error> {
     let level = LEVELS.get(usize::from(level)).copied().unwrap_or(LevelFilter::TRACE);
     let set = filter.reload(EnvFilter::default().add_directive(level.into()));
     set.map_err(|error| Error::internal(format!("the log's level: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_one_line() {
+        for (record, line) in [
+            ("INFO registered\n", "INFO registered\n"),
+            ("WARN graph \"a\nERROR forged\r\n\"\n", "WARN graph \"a\\nERROR forged\\r\\n\"\n"),
+            ("\n\n", "\\n\n"),
+            ("", ""),
+        ] {
+            assert_eq!(one_line(record.as_bytes()), line.as_bytes(), "{record:?}");
+        }
+    }
 }
