@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use modelhost_core::deployment::Bounds;
@@ -19,8 +19,7 @@ use modelhost_core::ports::Recorder;
 use modelhost_core::version::{Limits, Version};
 use tokio::sync::oneshot;
 
-#[cfg(test)]
-mod tests;
+use super::sync::{Mutex, MutexGuard};
 
 /// How many of the latest runs a usual run is averaged over.
 const MEMORY_OF_RUNS: u64 = 16;
@@ -153,12 +152,28 @@ impl Drop for Permit<'_> {
     }
 }
 
+/// What asking led to.
+pub(crate) enum Asked<'a> {
+    /// There is a free instance.
+    Leave(Permit<'a>),
+    /// There will be one.
+    Place(Place<'a>),
+}
+
 /// A place in the queue; leaves it when dropped.
-struct Place<'a> {
+pub(crate) struct Place<'a> {
     admission: &'a Admission,
     line: &'a Arc<Line>,
     ticket: u64,
     granted: oneshot::Receiver<Result<(), Error>>,
+}
+
+impl<'a> Place<'a> {
+    /// Waits for leave to run. Errors: resource exhausted, when others need the room; unavailable, when the deployment was torn down.
+    pub(crate) async fn granted(&mut self) -> Result<Permit<'a>, Error> {
+        let granted = (&mut self.granted).await.unwrap_or_else(|_| Err(closed()));
+        granted.map(|()| Permit::new(self.admission, self.line, Instant::now()))
+    }
 }
 
 impl Drop for Place<'_> {
@@ -223,28 +238,34 @@ impl Admission {
         now: Instant,
         deadline: Deadline,
     ) -> Result<Permit<'a>, Error> {
-        let mut place = {
-            let mut state = self.lock();
-            if state.closed {
-                return Err(closed());
-            }
-            if state.waiting == 0 && state.fits(line) {
-                state.start(line, now, now);
-                return Ok(Permit::new(self, line, now));
-            }
-            let (ticket, granted) = state.queue_up(line, now, deadline)?;
-            state.dispatch(now);
-            Place { admission: self, line, ticket, granted }
+        let mut place = match self.ask(line, now, deadline)? {
+            Asked::Leave(permit) => return Ok(permit),
+            Asked::Place(place) => place,
         };
-        match tokio::time::timeout_at(deadline.instant().into(), &mut place.granted).await {
-            Ok(Ok(Ok(()))) => Ok(Permit::new(self, line, Instant::now())),
-            Ok(Ok(Err(refusal))) => Err(refusal),
-            Ok(Err(_)) => Err(closed()),
-            Err(_) => Err(Error::new(
-                ErrorCode::DeadlineExceeded,
-                "the request's deadline passed while it waited for a free instance",
-            )),
+        tokio::time::timeout_at(deadline.instant().into(), place.granted()).await.unwrap_or_else(|_| {
+            let text = "the request's deadline passed while it waited for a free instance";
+            Err(Error::new(ErrorCode::DeadlineExceeded, text))
+        })
+    }
+
+    /// Asks for leave to run. Errors: as [`Self::enter`].
+    pub(crate) fn ask<'a>(
+        &'a self,
+        line: &'a Arc<Line>,
+        now: Instant,
+        deadline: Deadline,
+    ) -> Result<Asked<'a>, Error> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(closed());
         }
+        if state.waiting == 0 && state.fits(line) {
+            state.start(line, now, now);
+            return Ok(Asked::Leave(Permit::new(self, line, now)));
+        }
+        let (ticket, granted) = state.queue_up(line, now, deadline)?;
+        state.dispatch(now);
+        Ok(Asked::Place(Place { admission: self, line, ticket, granted }))
     }
 
     fn leave(&self, line: &Line, now: Instant) {

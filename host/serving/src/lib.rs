@@ -4,6 +4,9 @@
 //! resolved its version keeps it to the end, whatever is published meanwhile.
 
 mod admission;
+#[cfg(test)]
+#[path = "admission/tests.rs"]
+mod admission_tests;
 mod batch;
 mod cache;
 mod demand;
