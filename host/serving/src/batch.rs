@@ -40,6 +40,8 @@ struct Asked {
     request: Arc<InferRequest>,
     model: Ready,
     threads: Arc<Threads>,
+    /// Its part of runs that failed.
+    spent: Duration,
     reply: oneshot::Sender<Outcome>,
 }
 
@@ -83,7 +85,7 @@ impl Batcher {
         }
         let (reply, answer) = oneshot::channel();
         let (arrived, until) = (Instant::now(), deadline.instant());
-        let asked = Asked { request, model, threads, reply };
+        let asked = Asked { request, model, threads, spent: Duration::ZERO, reply };
         self.push(Member { request: asked, arrived, deadline: until });
         match tokio::time::timeout_at(until.into(), answer).await {
             Ok(Ok(outcome)) => outcome,
@@ -157,7 +159,7 @@ impl Batcher {
     async fn answer(self: Arc<Self>, mut batch: Batch<Asked>, threads: Arc<Threads>) {
         drop(batch.part(|member| member.request.reply.is_closed()));
         let (Some(first), Some(until)) = (batch.members().first(), batch.deadline()) else { return };
-        let (model, members, rows) = (Arc::clone(&first.request.model), batch.members().len(), batch.rows());
+        let (model, rows) = (Arc::clone(&first.request.model), batch.rows());
         let outcome = match joined(&batch, &first.request.request) {
             Ok(request) => {
                 Metered::new(model.infer(request, Deadline::after(Instant::now(), left(until))), true).await
@@ -165,15 +167,21 @@ impl Batcher {
             Err(error) => (Err(error), None),
         };
         let (outputs, used) = outcome;
-        let share = used.and_then(|used| used.checked_div(u32::try_from(members).unwrap_or(u32::MAX)));
+        // All of it is somebody's, also what was done for those who left.
+        let here = batch.members().iter().filter(|member| !member.request.reply.is_closed()).count();
+        let share = used.map(|used| used / u32::try_from(here.max(1)).unwrap_or(u32::MAX));
         match batch.settle(outputs) {
             Settled::Answered(answers) => {
                 self.rows.add(rows);
                 for (asked, outputs) in answers {
-                    drop(asked.reply.send((outputs, share))); // a caller who left needs no answer
+                    let used = share.map(|share| share + asked.spent);
+                    drop(asked.reply.send((outputs, used))); // a caller who left needs no answer
                 }
             }
-            Settled::Failed(members, _) => {
+            Settled::Failed(mut members, _) => {
+                for member in &mut members {
+                    member.request.spent += share.unwrap_or_default();
+                }
                 let mut waiting = self.waiting();
                 waiting.gather.again(members);
                 self.earlier.notify_one();
@@ -207,8 +215,9 @@ mod tests {
 
     use super::*;
     use crate::fakes::echo;
+    use crate::meter::thread_time;
 
-    /// Doubles; 13 is poison. Remembers what it was asked.
+    /// Doubles; 13 is poison, and two rows take their time to fail of it. Remembers what it was asked.
     struct Doubler {
         report: LoadReport,
         asked: Mutex<Vec<Vec<u8>>>,
@@ -228,10 +237,12 @@ mod tests {
             self.asked.lock().unwrap().push(input.data().to_vec());
             let doubled: Vec<u8> = input.data().iter().map(|value| value * 2).collect();
             let output = Tensor::new("y".into(), DType::Uint8, input.shape().to_vec(), doubled.into());
-            let poisoned = input.data().contains(&13);
-            Box::pin(
-                async move { if poisoned { Err(Error::invalid("13 is poison")) } else { Ok(vec![output?]) } },
-            )
+            let (poisoned, joined) = (input.data().contains(&13), input.data().len() > 1);
+            Box::pin(async move {
+                let start = thread_time();
+                while poisoned && joined && thread_time() - start < FAILS_IN {}
+                if poisoned { Err(Error::invalid("13 is poison")) } else { Ok(vec![output?]) }
+            })
         }
 
         fn footprint(&self) -> Footprint {
@@ -243,6 +254,9 @@ mod tests {
         fn rest(&self) {}
     }
 
+    /// Processor time.
+    const FAILS_IN: Duration = Duration::from_millis(6);
+
     fn doubler() -> Arc<Doubler> {
         let report = LoadReport {
             signature: Signature::default(),
@@ -252,7 +266,10 @@ mod tests {
         Arc::new(Doubler { report, asked: Mutex::default() })
     }
 
-    async fn ask(model: &Arc<Doubler>, max_batch: u32, requests: &[&[u8]]) -> Vec<Result<Vec<u8>, Error>> {
+    /// What became of each request, and the processor time that it took.
+    type Came = (Result<Vec<u8>, Error>, Option<Duration>);
+
+    async fn ask(model: &Arc<Doubler>, max_batch: u32, requests: &[&[u8]]) -> Vec<Came> {
         let batcher = Batcher::new(Batching { max_batch, max_delay: Duration::from_secs(1) });
         let threads = Arc::new(Threads::new(&DeploymentName::default(), Some(1)));
         let answers = requests.iter().map(|values| {
@@ -265,14 +282,15 @@ mod tests {
             )
         });
         let answers = futures_util::future::join_all(answers).await;
-        answers.into_iter().map(|(answer, _)| answer.map(|outputs| outputs[0].data().to_vec())).collect()
+        let data = |outputs: Vec<Tensor>| outputs[0].data().to_vec();
+        answers.into_iter().map(|(answer, used)| (answer.map(data), used)).collect()
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn those_who_come_in_time_are_answered_together() {
         let model = doubler();
         let answers = ask(&model, 4, &[&[1], &[2, 3], &[4, 5], &[6], &[7, 8, 9, 10, 11], &[20, 21]]).await;
-        let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+        let answers: Vec<_> = answers.into_iter().map(|(answer, _)| answer.unwrap()).collect();
         assert_eq!(
             answers,
             [vec![2], vec![4, 6], vec![8, 10], vec![12], vec![14, 16, 18, 20, 22], vec![40, 42]]
@@ -285,9 +303,11 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_poisoned_member_fails_alone() {
         let answers = ask(&doubler(), 3, &[&[1], &[13], &[3]]).await;
-        assert_eq!(answers[0].as_ref().unwrap(), &[2]);
-        assert_eq!(answers[1].as_ref().unwrap_err().message, "13 is poison");
-        assert_eq!(answers[2].as_ref().unwrap(), &[6]);
+        assert_eq!(answers[0].0.as_ref().unwrap(), &[2]);
+        assert_eq!(answers[1].0.as_ref().unwrap_err().message, "13 is poison");
+        assert_eq!(answers[2].0.as_ref().unwrap(), &[6]);
+        let used: Duration = answers.iter().filter_map(|(_, used)| *used).sum();
+        assert!(used >= FAILS_IN, "what failed together took its time too: {used:?}");
     }
 
     fn input(values: &[u8]) -> Arc<InferRequest> {
