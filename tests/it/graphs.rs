@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use modelhost_tests::{Host, Package, Process, binary, components, root};
 use serde_json::{Value, json};
@@ -283,12 +283,16 @@ fn a_library_that_is_missing_or_another_is_named() {
             format!("onnxruntime = '{library}'\n[deployments.default]\ncapabilities = ['wasi:nn']\n"),
         )
         .unwrap();
-        let arguments = ["--log", "error", "--config", config.to_str().unwrap()];
-        let process = Process::start_with(data.path(), &arguments, Stdio::inherit());
+        let arguments = ["--log", "warn", "--config", config.to_str().unwrap()];
+        let path = data.path().join("log");
+        let process = Process::start_with(data.path(), &arguments, fs::File::create(&path).unwrap().into());
         let told = Package::graph(fixture("mlp.onnx"), "[graphs]\nbackend = 'onnxruntime'");
         let answer = process.client.try_register("demo/m", &told, true).unwrap();
         assert_eq!(answer.status, 422, "{answer:?}");
-        assert!(answer.error().contains(why), "{answer:?}");
+        assert!(answer.error().contains("this host has no ONNX Runtime that can be used"), "{answer:?}");
+        assert!(!answer.error().contains(&library), "{answer:?}");
+        let log = fs::read_to_string(&path).unwrap();
+        assert!(log.lines().any(|line| line.contains(why) && line.contains(&library)), "{log}");
         // A manifest that leaves the choice to the host gets tract.
         process.client.register("demo/m", &Package::graph(fixture("mlp.onnx"), ""), true);
         let answer = process.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(1)]}));

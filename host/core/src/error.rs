@@ -119,6 +119,12 @@ impl Error {
         Self { message: format!("{context}: {}", self.message), ..self }
     }
 
+    /// The same failure with another culprit.
+    #[must_use]
+    pub fn with_code(self, code: ErrorCode) -> Self {
+        Self { code, ..self }
+    }
+
     /// The same failure with what caused it, which callers do not see.
     #[must_use]
     pub fn because(self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
@@ -165,7 +171,10 @@ mod tests {
             (error.code, &*error.message),
             (ErrorCode::InvalidArgument, "record 2: input \"x\": it is 3")
         );
-        assert_eq!(error.chain().to_string(), "record 2: input \"x\": it is 3: a cause");
+        let chain = "record 2: input \"x\": it is 3: a cause";
+        assert_eq!(error.chain().to_string(), chain);
+        let faulty = error.with_code(ErrorCode::PluginFault);
+        assert_eq!((faulty.code, faulty.chain().to_string()), (ErrorCode::PluginFault, chain.to_owned()));
     }
 
     #[test]

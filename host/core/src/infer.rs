@@ -95,31 +95,29 @@ pub fn conform_outputs(
     asked: &[String],
     outputs: Vec<Tensor>,
 ) -> Result<Vec<Tensor>, Error> {
-    let fault = |message: String| Error::new(ErrorCode::PluginFault, message);
+    let plugins = |error: Error| error.with_code(ErrorCode::PluginFault);
     let specs = &signature.outputs;
     if asked.is_empty() && is_in_order(specs, &outputs) {
         let mut pairs = specs.iter().zip(&outputs);
-        pairs
-            .try_for_each(|(spec, output)| spec.check("output", output))
-            .map_err(|error| fault(error.message))?;
+        pairs.try_for_each(|(spec, output)| spec.check("output", output)).map_err(plugins)?;
         return Ok(outputs);
     }
     if outputs.len() > MAX_TENSORS {
-        return Err(fault(format!("{} outputs came, more than {MAX_TENSORS}", outputs.len())));
+        return Err(Error::fault(format!("{} outputs came, more than {MAX_TENSORS}", outputs.len())));
     }
     let named = by_name(&outputs);
-    check_known("output", specs, &named).map_err(|error| fault(error.message))?;
+    check_known("output", specs, &named).map_err(plugins)?;
     for spec in specs {
         if let Some(output) = find(&named, &spec.name) {
-            spec.check("output", output).map_err(|error| fault(error.message))?;
+            spec.check("output", output).map_err(plugins)?;
         }
     }
     let wanted: Vec<&str> = match asked {
         [] => specs.iter().map(|spec| spec.name.as_str()).collect(),
         asked => asked.iter().map(String::as_str).collect(),
     };
-    let output =
-        |name: &str| find(&named, name).cloned().ok_or_else(|| fault(format!("output {name:?} is missing")));
+    let missing = |name: &str| Error::fault(format!("output {name:?} is missing"));
+    let output = |name: &str| find(&named, name).cloned().ok_or_else(|| missing(name));
     wanted.into_iter().map(output).collect()
 }
 

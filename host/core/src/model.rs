@@ -146,8 +146,7 @@ impl Signature {
             }
             let mut names = HashSet::new();
             for spec in specs {
-                check_name(&spec.name)
-                    .map_err(|error| Error::invalid(format!("{role}: {}", error.message)))?;
+                check_name(&spec.name).map_err(|error| error.within(role))?;
                 if !names.insert(&spec.name) {
                     let name = &spec.name;
                     return Err(Error::invalid(format!("{role} {name:?} stands twice in the signature")));

@@ -223,8 +223,7 @@ impl Tensor {
     /// Errors: invalid argument naming the tensor, on a shape that no tensor may have ([`check_shape`]), a byte count that
     /// differs, a BOOL element other than 0 and 1, or BYTES lengths that do not add up.
     pub fn new(name: String, dtype: DType, shape: Vec<u64>, data: Bytes) -> Result<Self, Error> {
-        let count = check_shape(&shape)
-            .map_err(|error| Error::invalid(format!("tensor {name:?}: {}", error.message)))?;
+        let count = check_shape(&shape).map_err(|error| error.within(format_args!("tensor {name:?}")))?;
         match dtype.size() {
             Some(size) => {
                 let expected = count.checked_mul(size as u64);

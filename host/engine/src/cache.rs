@@ -129,10 +129,13 @@ pub(crate) fn give_back_pages(component: &Component) -> io::Result<()> {
 
 impl Cache {
     /// Opens the folder, making it if need be, and keeps it within `bytes` of disk. What is there is counted in a thread of its own.
-    /// Errors: internal, with the path.
+    /// Errors: internal.
     pub(crate) fn open(dir: &Path, bytes: u64) -> Result<Self, Error> {
-        let in_dir = |error| Error::internal(format!("cache folder {}: {error}", dir.display()));
-        fs::create_dir_all(dir).map_err(in_dir)?;
+        let unopened = |error: io::Error| {
+            let cause = format!("{}: {error}", dir.display());
+            Error::internal("the folder of compiled code cannot be opened").because(cause)
+        };
+        fs::create_dir_all(dir).map_err(unopened)?;
         let dir: Arc<Path> = dir.into();
         let removed = Arc::clone(&dir);
         let entries = moka::sync::Cache::builder()
@@ -151,7 +154,7 @@ impl Cache {
         #[expect(clippy::disallowed_methods, reason = "tells older files from this process's")]
         let since = SystemTime::now();
         let count = move || count(&dir, &entries, since);
-        std::thread::Builder::new().name("compiled".into()).spawn(count).map_err(in_dir)?;
+        std::thread::Builder::new().name("compiled".into()).spawn(count).map_err(unopened)?;
         Ok(cache)
     }
 
@@ -175,8 +178,9 @@ impl Cache {
         let text_digest = self.check(key, &file).inspect_err(|error| unusable(error)).ok()?;
         let text = self.text(text_digest).inspect_err(|error| unusable(error)).ok()?;
         let meta = file.metadata().ok()?;
-        let component =
-            text::with(&text, || map_code(engine, &file)).inspect_err(|error| unusable(error)).ok()?;
+        let component = text::with(&text, || map_code(engine, &file))
+            .inspect_err(|error| unusable(&error.chain()))
+            .ok()?;
         self.entries.get_with(text_digest, || text.bytes());
         self.entries.get_with(key, || on_disk(&meta));
         Some(Code { component, bytes: on_disk(&meta), is_file: true })
@@ -373,7 +377,7 @@ fn map_code(engine: &Engine, file: &File) -> Result<Component, Error> {
     // SAFETY: the file's content has the digest that this process or an earlier one recorded after compiling it
     // (`check`); wasmtime itself checks that it was made by the same release with the same settings.
     let component = unsafe { Component::deserialize_file(engine, path) };
-    component.map_err(|error| Error::internal(format!("compiled code cannot be mapped: {error:#}")))
+    component.map_err(|error| Error::internal("compiled code cannot be mapped").because(error))
 }
 
 fn load_code(engine: &Engine, code: &[u8]) -> Result<Component, Error> {

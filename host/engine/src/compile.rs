@@ -77,8 +77,9 @@ pub(crate) fn engine(config: &Config) -> Result<Engine, Error> {
         .with_custom_code_memory(Some(Arc::new(SharedText)))
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(config)));
     let engine = Engine::new(&settings)
-        .map_err(|error| Error::internal(format!("the instance pool cannot be made: {error:#}")))?;
-    start_clock(&engine).map_err(|error| Error::internal(format!("no thread for deadlines: {error}")))?;
+        .map_err(|error| Error::internal("the instance pool cannot be made").because(error))?;
+    start_clock(&engine)
+        .map_err(|error| Error::internal("no thread keeps the guests' deadlines").because(error))?;
     Ok(engine)
 }
 

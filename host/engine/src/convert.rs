@@ -54,7 +54,7 @@ impl<'a> RequestParts<'a> {
 pub(crate) fn outputs(response: model::Response, budget: &Arc<MemoryBudget>) -> Result<Vec<Tensor>, Error> {
     let outputs = tensors(response.outputs, budget);
     outputs.map_err(|error| match error.code {
-        ErrorCode::InvalidArgument => Error::new(ErrorCode::PluginFault, format!("output {}", error.message)),
+        ErrorCode::InvalidArgument => error.with_code(ErrorCode::PluginFault).within("answer"),
         _ => error,
     })
 }
@@ -69,7 +69,7 @@ pub(crate) fn tensors(
         return Err(Error::invalid(format!("tensors: {} came, more than {MAX_TENSORS}", tensors.len())));
     }
     let tensor = |tensor: types::TensorResult| {
-        check_name(&tensor.name).map_err(|error| Error::invalid(format!("tensor: {}", error.message)))?;
+        check_name(&tensor.name).map_err(|error| error.within("tensor"))?;
         let data = counted(tensor.data, budget)?;
         Tensor::new(tensor.name, from_guest(tensor.datatype), tensor.shape, data)
     };
@@ -172,7 +172,7 @@ fn column_param<'b>(column: &'b Column, categories: &'b [&'b str]) -> types::Col
 pub(crate) fn signature(signature: types::Signature) -> Result<Signature, Error> {
     let specs = |specs: Vec<types::TensorSpec>| specs.into_iter().map(spec).collect::<Result<Vec<_>, _>>();
     let signature = Signature { inputs: specs(signature.inputs)?, outputs: specs(signature.outputs)? };
-    signature.check().map_err(|error| Error::new(ErrorCode::PluginFault, error.message))?;
+    signature.check().map_err(|error| error.with_code(ErrorCode::PluginFault))?;
     Ok(signature)
 }
 

@@ -45,7 +45,8 @@ impl Runtime {
     /// Reserves the pool and opens the cache. Errors: internal, naming what the machine refused.
     pub fn new(config: Config, blobs: Arc<dyn BlobStore>) -> Result<Arc<Self>, Error> {
         let engine = compile::engine(&config)?;
-        let linker = state::linker(&engine).map_err(|error| Error::internal(format!("linker: {error:#}")))?;
+        let linker = state::linker(&engine)
+            .map_err(|error| Error::internal("the host's interfaces cannot be linked").because(error))?;
         let cache = Cache::open(&config.cache_dir, config.cache_bytes)?;
         Ok(Arc::new(Self {
             engine,
@@ -78,12 +79,9 @@ impl Runtime {
                 tracing::warn!(component = %package.component, note, "running in warm instances");
                 self.load_warm(package, &wasm, files, Some(note), memory, graphs).await
             }
-            Err(NoSnapshot::Refused(why)) => Err(Error::new(
-                ErrorCode::PluginFault,
-                format!(
-                    "snapshot: isolation = \"request\" was asked for, but the component cannot be snapshot: {why}"
-                ),
-            )),
+            Err(NoSnapshot::Refused(why)) => Err(Error::fault(format!(
+                "snapshot: isolation = \"request\" was asked for, but the component cannot be snapshot: {why}"
+            ))),
             Err(NoSnapshot::Failed(error)) => Err(error),
             Ok(loaded) => Ok(loaded),
         }
@@ -144,7 +142,10 @@ impl Runtime {
         let code = match self.compiled(key.digest(), package, wasm, Kind::Plain, Vec::new()).await {
             Ok(code) => code,
             Err(NoSnapshot::Failed(error)) => return Err(error),
-            Err(NoSnapshot::Refused(why)) => return Err(Error::internal(why)), // only instrumenting refuses
+            Err(NoSnapshot::Refused(why)) => {
+                // Only instrumenting refuses.
+                return Err(Error::internal("the component was not compiled as it is").because(why));
+            }
         };
         let Scratch { instance, signature, .. } =
             self.run_load(package, &code.component, files, memory, graphs.clone()).await?;
@@ -188,8 +189,10 @@ impl Runtime {
         memory: &Arc<MemoryBudget>,
         graphs: Option<Arc<Graphs>>,
     ) -> Result<Scratch, Error> {
-        verify::verify(&self.engine, component, &package.capabilities)
-            .map_err(|error| Error::new(error.code, said::text(&error.message)))?;
+        verify::verify(&self.engine, component, &package.capabilities).map_err(|mut error| {
+            error.message = said::text(&error.message); // it quotes the component
+            error
+        })?;
         let limit = self.config.load_deadline;
         let pre = self.link(component)?;
         let memory = MemoryLimit::new(package.limits.memory_bytes, memory);
@@ -322,7 +325,7 @@ impl From<Error> for NoSnapshot {
 
 fn in_step(step: &str, error: Error) -> Error {
     let code = if error.code == ErrorCode::InvalidArgument { ErrorCode::PluginFault } else { error.code };
-    Error::new(code, format!("{step}: {}", error.message))
+    error.with_code(code).within(step)
 }
 
 /// Like [`Instance::start`], and keeps the untyped handle that the snapshot reads memory through.

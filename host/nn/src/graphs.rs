@@ -185,7 +185,10 @@ impl Graphs {
         let library = match Library::get(self.runtime.config.onnxruntime.as_deref()) {
             Ok(library) => library,
             Err(_) if backend == Choice::Auto && target != Target::Gpu => return self.tract(file),
-            Err(why) => return Err(Error::new(ErrorCode::Unsupported, format!("graphs: {why}"))),
+            Err(why) => {
+                let text = "graphs: this host has no ONNX Runtime that can be used, and its log says why";
+                return Err(Error::new(ErrorCode::Unsupported, text).because(why));
+            }
         };
         let gpu = if target == Target::Cpu { None } else { gpu(&library, device) };
         match (gpu, target) {

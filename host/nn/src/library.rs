@@ -35,7 +35,10 @@ impl Library {
     /// package `onnxruntime`. Errors: where it was looked for, or what is wrong with what was found.
     pub(crate) fn get(configured: Option<&Path>) -> Result<Self, String> {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.get_or_insert_with(|| load(configured)).clone()
+        let load = || {
+            load(configured).inspect_err(|why| tracing::warn!(why, "no ONNX Runtime: graphs are tract's"))
+        };
+        loaded.get_or_insert_with(load).clone()
     }
 
     /// The devices of its WebGPU plugin. Errors: why it has none.

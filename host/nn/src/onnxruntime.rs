@@ -276,13 +276,13 @@ fn session(
         .map_err(|error| Error::internal("ONNX Runtime takes no settings for a session").because(error))?;
     let unusable = |why: &str| {
         let (device, there) = (settings.device, library.devices());
-        let why = format!("graphs: {device} cannot be used: {why}; this host has {there}");
-        Error::new(ErrorCode::Unsupported, why)
+        let text = format!("graphs: {device} cannot be used: {why}; this host has {there}");
+        Error::new(ErrorCode::Unsupported, text)
     };
     let mut builder = on_device(builder, library, settings.device, memory).map_err(|why| unusable(&why))?;
     builder.commit_from_memory(&file.content).map_err(|error| match said::of(error.message()) {
         Said::NoMemory => no_memory(&error, memory),
-        Said::NoDevice if settings.device != Device::Cpu => unusable(error.message()),
+        Said::NoDevice if settings.device != Device::Cpu => unusable(&logged(error.message())),
         Said::NoDevice | Said::Other => Error::fault(error.message()),
     })
 }
@@ -304,13 +304,19 @@ fn on_device(
                 .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
                 .build()
                 .error_on_failure();
-            builder.with_execution_providers([cuda]).map_err(|error| error.message().to_owned())
+            builder.with_execution_providers([cuda]).map_err(|error| logged(error.message()))
         }
         Device::WebGpu(at) => {
             let device = library.webgpu()?.into_iter().nth(at as usize).ok_or("there is no such device")?;
-            builder.with_devices([device], None).map_err(|error| error.message().to_owned())
+            builder.with_devices([device], None).map_err(|error| logged(error.message()))
         }
     }
+}
+
+/// What ONNX Runtime says of a device names this host's files.
+fn logged(said: &str) -> String {
+    tracing::warn!(error = said, "a graph's device cannot be used");
+    "the host's log says why".to_owned()
 }
 
 fn no_memory(error: &ort::Error, memory: &Memory) -> Error {

@@ -31,9 +31,10 @@ pub(crate) fn devices<'a>(
 
 fn register(environment: &Environment, onnxruntime: &Path) -> Result<(), String> {
     let library = find(onnxruntime).ok_or("onnxruntime-ep-webgpu is not installed beside it")?;
-    environment
-        .register_ep_library("webgpu", &library)
-        .map_err(|error| format!("{}: {}", library.display(), error.message()))?;
+    environment.register_ep_library("webgpu", &library).map_err(|error| {
+        tracing::warn!(library = %library.display(), error = error.message(), "no WebGPU");
+        "onnxruntime-ep-webgpu cannot be loaded, and the host's log says why"
+    })?;
     tracing::info!(library = %library.display(), "loaded the WebGPU execution provider");
     Ok(())
 }

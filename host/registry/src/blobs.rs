@@ -15,6 +15,8 @@ use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 use tokio::sync::Semaphore;
 
+use crate::disk_full;
+
 /// Blobs that are read at once; more wait. A read is a blocking thread and a whole blob in memory.
 const READING_AT_ONCE: usize = 8;
 
@@ -34,13 +36,13 @@ impl Blobs {
             io::ErrorKind::NotFound => Ok(()),
             _ => Err(error),
         });
-        result.and_then(|()| make_folder(&partial)).map_err(|error| in_dir(&partial, &error))?;
+        result.and_then(|()| make_folder(&partial)).map_err(|error| failed(&partial, &error))?;
         Ok(blobs)
     }
 
     /// Starts an upload. Errors: internal.
     pub fn upload(&self) -> Result<Upload, Error> {
-        let file = NamedTempFile::new_in(self.partial()).map_err(|error| in_dir(&self.dir, &error))?;
+        let file = NamedTempFile::new_in(self.partial()).map_err(|error| failed(&self.dir, &error))?;
         Ok(Upload { blobs: self.clone(), file, hash: Sha256::new(), bytes: 0 })
     }
 
@@ -61,13 +63,13 @@ impl Blobs {
         let mut removed = 0;
         let entries = |dir: &Path| -> Result<Vec<PathBuf>, Error> {
             let list = fs::read_dir(dir).and_then(|list| list.map(|entry| Ok(entry?.path())).collect());
-            list.map_err(|error| in_dir(dir, &error))
+            list.map_err(|error| failed(dir, &error))
         };
         for folder in entries(&self.dir)?.into_iter().filter(|path| *path != self.partial()) {
             for path in entries(&folder)? {
                 let digest = path.file_name().and_then(|name| name.to_str()).map(Digest::parse);
                 if matches!(digest, Some(Ok(digest)) if !keep.contains(&digest)) {
-                    fs::remove_file(&path).map_err(|error| in_dir(&path, &error))?;
+                    fs::remove_file(&path).map_err(|error| failed(&path, &error))?;
                     removed += 1;
                 }
             }
@@ -88,7 +90,7 @@ impl Blobs {
         let path = self.path(digest);
         let content = fs::read(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::not_found(format!("blob {digest} is not stored")),
-            _ => in_dir(&path, &error),
+            _ => failed(&path, &error),
         })?;
         if Digest::from_bytes(Sha256::digest(&content).into()) == digest {
             return Ok(content.into());
@@ -109,8 +111,8 @@ impl BlobStore for Blobs {
                 let _until_read = place;
                 blobs.read_checked(digest)
             };
-            let read = tokio::task::spawn_blocking(read).await;
-            read.map_err(|error| Error::internal(format!("reading blob {digest}: {error}")))?
+            let unread = |error| Error::internal(format!("blob {digest} was not read")).because(error);
+            tokio::task::spawn_blocking(read).await.map_err(unread)?
         })
     }
 }
@@ -128,7 +130,7 @@ impl Upload {
     pub fn write(&mut self, chunk: &[u8]) -> Result<(), Error> {
         self.hash.update(chunk);
         self.bytes += chunk.len() as u64;
-        self.file.write_all(chunk).map_err(|error| in_dir(&self.blobs.dir, &error))
+        self.file.write_all(chunk).map_err(|error| failed(&self.blobs.dir, &error))
     }
 
     /// Bytes so far.
@@ -151,7 +153,7 @@ impl Upload {
             fs::File::open(folder)?.sync_all()?;
             fs::File::open(&self.blobs.dir)?.sync_all()
         };
-        store().map_err(|error| in_dir(&path, &error))?;
+        store().map_err(|error| failed(&path, &error))?;
         Ok(digest)
     }
 }
@@ -161,12 +163,13 @@ fn make_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-fn in_dir(path: &Path, error: &io::Error) -> Error {
-    let code = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::ResourceExhausted,
-        _ => ErrorCode::Internal,
+/// Where a file lies, and what the system said of it, is for the log.
+fn failed(path: &Path, error: &io::Error) -> Error {
+    let told = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => disk_full(),
+        _ => Error::internal("this host cannot read or write its files of versions"),
     };
-    Error::new(code, format!("{}: {error}", path.display()))
+    told.because(format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]
@@ -185,6 +188,21 @@ mod tests {
         let digest = blobs.put(b"weights").unwrap();
         assert_eq!(blobs.read_checked(digest).unwrap(), b"weights"[..]);
         assert_eq!(blobs.size(digest), Some(7));
+    }
+
+    #[test]
+    fn where_a_file_lies_is_for_the_log() {
+        let (dir, blobs) = store();
+        let digest = Digest::from_bytes([7; 32]);
+        fs::create_dir_all(blobs.path(digest)).unwrap();
+        let error = blobs.read_checked(digest).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Internal);
+        assert_eq!(error.message, "this host cannot read or write its files of versions");
+        let (logged, path) = (error.chain().to_string(), dir.path().display().to_string());
+        assert!(logged.contains(&path) && logged.contains("Is a directory"), "{logged}");
+        let full = failed(dir.path(), &io::ErrorKind::StorageFull.into());
+        assert_eq!((full.code, full.message.contains('/')), (ErrorCode::ResourceExhausted, false));
+        assert!(full.chain().to_string().contains(&path), "{}", full.chain());
     }
 
     #[test]

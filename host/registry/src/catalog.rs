@@ -16,7 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use modelhost_core::artifact::Digest;
 use modelhost_core::deployment::{Bounds, DeploymentName};
-use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::error::Error;
 use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::version::{Card, Isolation, Limits, LoadReport, Model, Package, Snapshot, Version};
 use sha2::{Digest as _, Sha256};
@@ -27,6 +27,7 @@ use sqlx::{Connection, Row, Sqlite, Transaction};
 use tokio::sync::Mutex;
 
 use crate::columns::SharedColumns;
+use crate::disk_full;
 use crate::rows::{self, SignatureRow};
 
 pub use policies::{Back, Change, HistoryEntry};
@@ -60,21 +61,22 @@ pub struct Registration<'a> {
 
 impl Catalog {
     /// Opens the database, making it if need be, and reads what it holds; `cap` bounds every version's limits,
-    /// `default` is what the default deployment has until somebody changes it. Errors: internal, naming the file.
+    /// `default` is what the default deployment has until somebody changes it. Errors: internal.
     pub async fn open(path: &Path, cap: &Limits, default: &Bounds) -> Result<Self, Error> {
-        let named =
-            |error: &dyn std::fmt::Display| Error::internal(format!("catalogue {}: {error}", path.display()));
+        let unopened = |error: &dyn std::fmt::Display| {
+            Error::internal("the catalogue cannot be opened").because(format!("{}: {error}", path.display()))
+        };
         // SQLite would make it as readable as the process makes files; what it makes beside it is as this file.
         let file = File::options().create(true).append(true).mode(0o600).open(path);
-        drop(file.map_err(|error| named(&error))?);
+        drop(file.map_err(|error| unopened(&error))?);
         let options = SqliteConnectOptions::new()
             .filename(path)
             .foreign_keys(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full);
-        let pool =
-            SqlitePoolOptions::new().max_connections(4).connect_with(options).await.map_err(database)?;
-        sqlx::migrate!().run(&pool).await.map_err(|error| named(&error))?;
+        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await;
+        let pool = pool.map_err(|error| unopened(&error))?;
+        sqlx::migrate!().run(&pool).await.map_err(|error| unopened(&error))?;
         let mut columns = SharedColumns::default();
         forget_unused(&pool).await?;
         let snapshot = read::all(&pool, cap, default, &mut columns).await?;
@@ -295,10 +297,11 @@ fn now_ms() -> i64 {
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// What SQLite said is for the log.
 fn database(error: sqlx::Error) -> Error {
     let full = error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "13");
-    let code = if full { ErrorCode::ResourceExhausted } else { ErrorCode::Internal };
-    Error::new(code, format!("catalogue: {error}"))
+    let told = if full { disk_full() } else { Error::internal("the catalogue cannot be read or written") };
+    told.because(error)
 }
 
 #[cfg(test)]

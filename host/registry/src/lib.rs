@@ -7,7 +7,14 @@ mod columns;
 mod manifest;
 mod rows;
 
+use modelhost_core::error::{Error, ErrorCode};
+
 pub use blobs::{Blobs, Upload};
 pub use catalog::{Back, Catalog, Change, HistoryEntry, Registration};
 pub use manifest::{Feature, Manifest, Training};
 pub use rows::ShareRow;
+
+/// Nobody's fault: a later try may find room.
+fn disk_full() -> Error {
+    Error::new(ErrorCode::ResourceExhausted, "no space is left on this host's disk")
+}

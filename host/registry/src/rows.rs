@@ -191,12 +191,13 @@ impl BoundsRow {
 /// Reads a stored JSON text. Errors: internal, since the host wrote it.
 pub(crate) fn read<T: for<'de> Deserialize<'de>>(what: &str, text: &str) -> Result<T, Error> {
     serde_json::from_str(text)
-        .map_err(|error| Error::internal(format!("stored {what} cannot be read: {error}")))
+        .map_err(|error| Error::internal(format!("a stored {what} cannot be read")).because(error))
 }
 
 /// Writes JSON to store. Errors: internal.
 pub(crate) fn write<T: Serialize>(what: &str, row: &T) -> Result<String, Error> {
-    serde_json::to_string(row).map_err(|error| Error::internal(format!("{what} cannot be stored: {error}")))
+    serde_json::to_string(row)
+        .map_err(|error| Error::internal(format!("a {what} cannot be stored")).because(error))
 }
 
 #[cfg(test)]

@@ -303,9 +303,7 @@ fn not_the_callers_fault(error: Error) -> Error {
         | ErrorCode::PermissionDenied
         | ErrorCode::TooLarge
         | ErrorCode::UnsupportedFormat
-        | ErrorCode::Unsupported => {
-            Error::new(ErrorCode::Unavailable, error.message).within("it cannot be loaded")
-        }
+        | ErrorCode::Unsupported => error.with_code(ErrorCode::Unavailable).within("it cannot be loaded"),
         ErrorCode::ResourceExhausted
         | ErrorCode::DeadlineExceeded
         | ErrorCode::Unavailable

@@ -149,5 +149,5 @@ impl Drop for Threads {
 }
 
 fn ended(error: tokio::task::JoinError) -> Error {
-    Error::internal(format!("what ran did not end: {error}"))
+    Error::internal("what ran did not end").because(error)
 }

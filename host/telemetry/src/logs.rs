@@ -94,7 +94,7 @@ pub fn set_log_level(level: u8) -> Result<(), Error> {
         FILTER.get().ok_or_else(|| Error::new(ErrorCode::Unsupported, "this process writes no log"))?;
     let level = LEVELS.get(usize::from(level)).copied().unwrap_or(LevelFilter::TRACE);
     let set = filter.reload(EnvFilter::default().add_directive(level.into()));
-    set.map_err(|error| Error::internal(format!("the log's level: {error}")))
+    set.map_err(|error| Error::internal("the log's level cannot be set").because(error))
 }
 
 #[cfg(test)]

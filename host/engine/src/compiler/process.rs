@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::error::Error;
 use rustix::process::{Pid, setpriority_process};
 use tokio::sync::oneshot;
 
@@ -48,9 +48,8 @@ impl Drop for Shared {
 impl Process {
     /// Errors: internal, when it does not start.
     pub(super) fn start(command: Option<&Path>) -> Result<Self, Error> {
-        let no_compiler =
-            |why: &dyn std::fmt::Display| Error::internal(format!("compile: no compiler starts: {why}"));
-        let command = command.ok_or_else(|| no_compiler(&"none is configured"))?;
+        let no_compiler = |why: String| Error::internal("no compiler starts").because(why);
+        let command = command.ok_or_else(|| no_compiler("none is configured".to_owned()))?;
         let mut child = Command::new(command)
             .arg(super::COMPILE)
             .env_clear()
@@ -58,10 +57,10 @@ impl Process {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|error| no_compiler(&format!("{}: {error}", command.display())))?;
+            .map_err(|error| no_compiler(format!("{}: {error}", command.display())))?;
         let pipes = child.stdin.take().zip(child.stdout.take());
         let child = Shared(Arc::new(Mutex::new(child)));
-        let (input, output) = pipes.ok_or_else(|| no_compiler(&"it has no pipes"))?;
+        let (input, output) = pipes.ok_or_else(|| no_compiler("it has no pipes".to_owned()))?;
         Ok(Self { child, input, output })
     }
 
@@ -77,7 +76,7 @@ impl Process {
         let shared = Shared(Arc::clone(&child.0));
         let talk = move || drop(sender.send(exchange(&shared, input, output, &job)));
         let thread = std::thread::Builder::new().name("compiler".into()).spawn(talk);
-        thread.map_err(|error| Error::internal(format!("compile: no thread: {error}")))?;
+        thread.map_err(|error| Error::internal("no thread talks to a compiler").because(error))?;
         Ok(Running { child, answer })
     }
 }
@@ -90,12 +89,12 @@ fn exchange(child: &Shared, input: ChildStdin, output: ChildStdout, job: &Job) -
     let mut child = child.lock();
     drop(child.kill());
     let ended = child.wait();
-    answer.map_err(|_| {
+    answer.map_err(|error| {
         let ended = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
         let mib = job.bytes >> 20;
         let text =
             format!("compile: the compiler ended ({ended}), as it does when it needs more than {mib} MiB");
-        Error::new(ErrorCode::PluginFault, text)
+        Error::fault(text).because(error)
     })
 }
 
@@ -125,6 +124,6 @@ impl Running {
     pub(super) async fn answer(&mut self) -> Result<Answer, Error> {
         (&mut self.answer)
             .await
-            .unwrap_or_else(|_| Err(Error::internal("compile: nobody talks to the compiler")))
+            .unwrap_or_else(|_| Err(Error::internal("nobody talks to the compiler any more")))
     }
 }

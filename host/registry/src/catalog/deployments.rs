@@ -187,7 +187,7 @@ pub(super) async fn read(
             Ok((name, bounds)) => drop(deployments.insert(name, bounds)),
             Err(error) => {
                 let name: &str = row.try_get(0).map_err(database)?;
-                tracing::error!(deployment = name, %error, "its bounds cannot be read: its versions run in the default one");
+                tracing::error!(deployment = name, error = %error.chain(), "its bounds cannot be read: its versions run in the default one");
             }
         }
     }
@@ -210,7 +210,7 @@ pub(super) async fn read_placements(
             match DeploymentName::parse(row.try_get(2).map_err(database)?) {
                 Ok(name) => place(model, number, &name),
                 Err(error) => {
-                    tracing::error!(model = %model.name, version = %number, %error, "runs in the default deployment")
+                    tracing::error!(model = %model.name, version = %number, error = %error.chain(), "runs in the default deployment")
                 }
             }
         }

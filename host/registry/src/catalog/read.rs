@@ -60,7 +60,9 @@ async fn models(pool: &SqlitePool) -> Result<HashMap<i64, Model>, Error> {
         let name: &str = row.try_get(1).map_err(database)?;
         match model(&row) {
             Ok(model) => drop(models.insert(row.try_get(0).map_err(database)?, model)),
-            Err(error) => tracing::error!(model = name, %error, "this model cannot be served: left out"),
+            Err(error) => {
+                tracing::error!(model = name, error = %error.chain(), "this model cannot be served: left out")
+            }
         }
     }
     Ok(models)
@@ -93,7 +95,7 @@ async fn versions(
         match version(&row, &model.name, files, cap, columns) {
             Ok(version) => drop(model.versions.insert(version.number, Arc::new(version))),
             Err(error) => {
-                tracing::error!(model = %model.name, version = key.1, %error, "this version cannot be served: left out");
+                tracing::error!(model = %model.name, version = key.1, error = %error.chain(), "this version cannot be served: left out");
             }
         }
     }
@@ -133,7 +135,7 @@ fn version(
     let parsed = Manifest::parse(manifest)?;
     let mut package = parsed.package(component, files, cap)?;
     if let Err(error) = package.check_artifacts() {
-        tracing::warn!(%model, version = %number, %error, "this version will not load");
+        tracing::warn!(%model, version = %number, error = %error.chain(), "this version will not load");
     }
     let signature: SignatureRow = rows::read("signature", row.try_get(4).map_err(database)?)?;
     let isolation = match row.try_get(5).map_err(database)? {

@@ -1,3 +1,4 @@
+use modelhost_core::error::ErrorCode;
 use modelhost_core::routing::Policy;
 
 use super::*;
@@ -314,4 +315,23 @@ async fn a_lowered_limit_is_told_by_the_version_that_is_beyond_it() {
     let error = snapshot.models[&name()].versions[&version(1)].package.check_artifacts().unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable);
     assert!(error.message.contains("3000000 bytes: limit artifact_mib = 1"), "{error}");
+}
+
+#[tokio::test]
+async fn what_the_database_says_is_for_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = open(dir.path()).await;
+    register(&catalog).await;
+    sqlx::query("DROP TABLE policies").execute(&catalog.pool).await.unwrap();
+    let error = catalog.history(&name(), 10).await.map(drop).unwrap_err();
+    assert_eq!(
+        (error.code, &*error.message),
+        (ErrorCode::Internal, "the catalogue cannot be read or written")
+    );
+    assert!(error.chain().to_string().contains("no such table: policies"), "{}", error.chain());
+    drop(catalog);
+    let path = dir.path().join("nowhere/catalogue.db");
+    let error = Catalog::open(&path, &Limits::DEFAULT, &Bounds::default()).await.map(drop).unwrap_err();
+    assert_eq!((error.code, &*error.message), (ErrorCode::Internal, "the catalogue cannot be opened"));
+    assert!(error.chain().to_string().contains(&path.display().to_string()), "{}", error.chain());
 }
