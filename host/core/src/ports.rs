@@ -76,9 +76,9 @@ pub struct Footprint {
 
 /// Content by digest.
 pub trait BlobStore: Send + Sync {
-    /// The whole content, checked against its digest.
-    /// Errors: not found, internal (unreadable, or its content is not what its digest says).
-    fn read<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, Error>>;
+    /// The whole content, checked against its digest. Errors: not found; too large, when it has more than `most` bytes: nothing is read then;
+    /// internal (it cannot be read, or is not what its digest says).
+    fn read<'a>(&'a self, digest: &'a Digest, most: u64) -> BoxFuture<'a, Result<Bytes, Error>>;
 }
 
 /// Sees what happened. One recorder a version, so that the request path looks nothing up.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use modelhost_core::deployment::MemoryBudget;
-use modelhost_core::error::Error;
+use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::graph::GraphStatus;
 use modelhost_core::infer::{Deadline, InferRequest, conform_outputs};
 use modelhost_core::model::Signature;
@@ -54,7 +54,7 @@ impl Instance {
         self.store.data_mut().files = None;
         match answer {
             Ok(signature) => convert::signature(signature),
-            Err(error) => Err(convert::error(error)),
+            Err(error) => Err(convert::error(error).with_code(ErrorCode::PluginFault)),
         }
     }
 
@@ -191,14 +191,18 @@ impl LoadedModel for Loaded {
     }
 }
 
-/// The version's artifacts, each checked against its digest.
+/// The version's artifacts, each checked against its digest. Errors: unavailable, when one is gone or not what it was: nobody who asks for the
+/// version can help it; internal.
 pub(crate) async fn read_files(blobs: &dyn BlobStore, package: &Package) -> Result<Files, Error> {
     let mut files = Vec::with_capacity(package.artifacts.len());
     for artifact in &package.artifacts {
-        let content = blobs
-            .read(&artifact.digest)
-            .await
-            .map_err(|error| error.within(format_args!("artifact {:?}", artifact.name)))?;
+        let content = blobs.read(&artifact.digest, artifact.bytes).await.map_err(|error| {
+            let code = match error.code {
+                ErrorCode::NotFound | ErrorCode::TooLarge => ErrorCode::Unavailable,
+                code => code,
+            };
+            error.with_code(code).within(format_args!("artifact {:?}", artifact.name))
+        })?;
         files.push((artifact.name.clone(), content));
     }
     Ok(files)

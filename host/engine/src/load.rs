@@ -30,6 +30,9 @@ use crate::{examples, fault, said, snapshot, state, verify};
 /// What a mapped component takes of the heap: wasmtime's tables of its types and functions. Measured by `cargo xtask bench density`.
 const HEAP_BYTES: u64 = 100 << 10;
 
+/// Largest component. Its bytes are in memory while it is compiled, and compiling takes many times as much.
+const MAX_COMPONENT_BYTES: u64 = 256 << 20;
+
 /// Turns packages into answering versions: the engine's [`ModelRuntime`].
 pub struct Runtime {
     engine: Engine,
@@ -65,7 +68,7 @@ impl Runtime {
         known: Option<&LoadReport>,
         memory: &Arc<MemoryBudget>,
     ) -> Result<Loaded, Error> {
-        let wasm = self.blobs.read(&package.component).await?;
+        let wasm = self.read_component(package).await?;
         let files = read_files(&*self.blobs, package).await?;
         let graphs = self.open_graphs(package, &files).await?;
         let isolation = known.map(|report| report.isolation).or(package.isolation);
@@ -198,7 +201,7 @@ impl Runtime {
         let memory = MemoryLimit::new(package.limits.memory_bytes, memory);
         let store = State::store(&self.engine, memory, Stop::after(limit), Some(files), graphs);
         let (mut instance, raw) = start_with_raw(&pre, store, limit).await?;
-        let signature = instance.load(package, limit).await.map_err(|error| in_step("load", error))?;
+        let signature = instance.load(package, limit).await.map_err(|error| error.within("load"))?;
         Ok(Scratch { instance, raw, signature })
     }
 
@@ -224,6 +227,16 @@ impl Runtime {
             instances,
             graphs,
         })
+    }
+
+    /// The component's content. Errors: unavailable, when it is gone; too large; internal.
+    async fn read_component(&self, package: &Package) -> Result<Bytes, Error> {
+        let read = self.blobs.read(&package.component, MAX_COMPONENT_BYTES).await;
+        read.map_err(|error| match error.code {
+            ErrorCode::NotFound => error.with_code(ErrorCode::Unavailable),
+            _ => error,
+        })
+        .map_err(|error| error.within("component"))
     }
 
     /// The version's graphs, if it may have any. Errors: invalid argument, plugin fault, too large; each names the file.
@@ -284,7 +297,8 @@ impl ModelRuntime for Runtime {
             package.check_artifacts()?;
             if let Some(report) = known {
                 // An older host registered what this one refuses.
-                report.signature.check().map_err(|error| in_step("load", error))?;
+                let refused = |error: Error| error.with_code(ErrorCode::PluginFault).within("load");
+                report.signature.check().map_err(refused)?;
             }
             let compiled = self.find_compiled(package, known, memory).await?;
             // The same bytes passed their examples when they were compiled; a GPU compiles its part anew.
@@ -321,11 +335,6 @@ impl From<Error> for NoSnapshot {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
-}
-
-fn in_step(step: &str, error: Error) -> Error {
-    let code = if error.code == ErrorCode::InvalidArgument { ErrorCode::PluginFault } else { error.code };
-    error.with_code(code).within(step)
 }
 
 /// Like [`Instance::start`], and keeps the untyped handle that the snapshot reads memory through.

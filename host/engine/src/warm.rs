@@ -186,7 +186,7 @@ impl Warm {
             let files = read_files(&*blobs, &package).await?;
             let store = State::store(&engine, memory, Stop::after(limit), Some(files), graphs);
             let mut instance = Instance::start(&pre, store, limit).await?;
-            instance.load(&package, limit).await?;
+            instance.load(&package, limit).await.map_err(|error| error.within("load"))?;
             Ok((instance, live))
         })
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -86,10 +86,14 @@ impl Blobs {
         self.dir.join(name.get(..2).unwrap_or_default()).join(name)
     }
 
-    fn read_checked(&self, digest: Digest) -> Result<Bytes, Error> {
+    fn read_checked(&self, digest: Digest, most: u64) -> Result<Bytes, Error> {
         let path = self.path(digest);
-        let content = fs::read(&path).map_err(|error| match error.kind() {
+        let content = read_at_most(&path, most).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::not_found(format!("blob {digest} is not stored")),
+            io::ErrorKind::FileTooLarge => {
+                let text = format!("blob {digest} is larger than the {most} bytes allowed");
+                Error::new(ErrorCode::TooLarge, text)
+            }
             _ => failed(&path, &error),
         })?;
         if Digest::from_bytes(Sha256::digest(&content).into()) == digest {
@@ -102,14 +106,14 @@ impl Blobs {
 }
 
 impl BlobStore for Blobs {
-    fn read<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, Error>> {
+    fn read<'a>(&'a self, digest: &'a Digest, most: u64) -> BoxFuture<'a, Result<Bytes, Error>> {
         let (blobs, digest) = (self.clone(), *digest);
         Box::pin(async move {
             let place = Arc::clone(&blobs.reading).acquire_owned().await;
             let place = place.map_err(|_| Error::internal("reading blobs has ended"))?;
             let read = move || {
                 let _until_read = place;
-                blobs.read_checked(digest)
+                blobs.read_checked(digest, most)
             };
             let unread = |error| Error::internal(format!("blob {digest} was not read")).because(error);
             tokio::task::spawn_blocking(read).await.map_err(unread)?
@@ -163,6 +167,18 @@ fn make_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
+/// Nothing of a file that is larger.
+fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let file = fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    if length > most {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let mut content = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    file.take(length).read_to_end(&mut content)?;
+    Ok(content)
+}
+
 /// Where a file lies, and what the system said of it, is for the log.
 fn failed(path: &Path, error: &io::Error) -> Error {
     let told = match error.kind() {
@@ -186,8 +202,11 @@ mod tests {
     fn content_comes_back_by_digest() {
         let (_dir, blobs) = store();
         let digest = blobs.put(b"weights").unwrap();
-        assert_eq!(blobs.read_checked(digest).unwrap(), b"weights"[..]);
+        assert_eq!(blobs.read_checked(digest, 7).unwrap(), b"weights"[..]);
         assert_eq!(blobs.size(digest), Some(7));
+        let error = blobs.read_checked(digest, 6).unwrap_err();
+        assert_eq!(error.code, ErrorCode::TooLarge);
+        assert!(error.message.ends_with("is larger than the 6 bytes allowed"), "{error}");
     }
 
     #[test]
@@ -195,7 +214,7 @@ mod tests {
         let (dir, blobs) = store();
         let digest = Digest::from_bytes([7; 32]);
         fs::create_dir_all(blobs.path(digest)).unwrap();
-        let error = blobs.read_checked(digest).unwrap_err();
+        let error = blobs.read_checked(digest, 1 << 20).unwrap_err();
         assert_eq!(error.code, ErrorCode::Internal);
         assert_eq!(error.message, "this host cannot read or write its files of versions");
         let (logged, path) = (error.chain().to_string(), dir.path().display().to_string());
@@ -220,10 +239,10 @@ mod tests {
         let (_dir, blobs) = store();
         let digest = blobs.put(b"weights").unwrap();
         fs::write(blobs.path(digest), b"weighty").unwrap();
-        let error = blobs.read_checked(digest).unwrap_err();
+        let error = blobs.read_checked(digest, 7).unwrap_err();
         assert!(error.message.contains("corrupt"), "{error}");
         blobs.put(b"weights").unwrap();
-        assert!(blobs.read_checked(digest).is_ok(), "an upload mends it");
+        assert!(blobs.read_checked(digest, 7).is_ok(), "an upload mends it");
     }
 
     #[test]

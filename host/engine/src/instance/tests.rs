@@ -1,5 +1,6 @@
 //! Nothing of one request reaches the next, whatever way the pool resets its slots.
 
+use std::sync::Mutex;
 use std::time::Instant;
 
 use modelhost_core::artifact::{Artifact, Digest};
@@ -112,7 +113,7 @@ fn a_million_fresh_instances_find_no_secret_whatever_the_reset() {
 fn a_warm_instance_finds_what_it_left() {
     struct NoBlobs;
     impl BlobStore for NoBlobs {
-        fn read<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
+        fn read<'a>(&'a self, _: &'a Digest, _: u64) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
             Box::pin(async { Err(Error::not_found("no blobs")) })
         }
     }
@@ -140,7 +141,7 @@ fn a_warm_instance_finds_what_it_left() {
 fn insisting_on_fresh_instances_refuses_what_cannot_be_snapshot() {
     struct Secret;
     impl BlobStore for Secret {
-        fn read<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
+        fn read<'a>(&'a self, _: &'a Digest, _: u64) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
             Box::pin(async { Ok(secret_component().into()) })
         }
     }
@@ -158,13 +159,13 @@ fn insisting_on_fresh_instances_refuses_what_cannot_be_snapshot() {
     assert!(refusal.message.contains("table"), "it names the reason: {refusal}");
 }
 
-/// Holds nothing, and counts who asks.
+/// Holds nothing, and remembers how much of each blob was asked for at most.
 #[derive(Default)]
-struct Nothing(AtomicU64);
+struct Nothing(Mutex<Vec<u64>>);
 
 impl BlobStore for Nothing {
-    fn read<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
-        self.0.fetch_add(1, Ordering::Relaxed);
+    fn read<'a>(&'a self, _: &'a Digest, most: u64) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
+        self.0.lock().unwrap().push(most);
         Box::pin(async { Err(Error::not_found("no blobs")) })
     }
 }
@@ -186,9 +187,10 @@ fn a_version_that_does_not_start_is_not_started_again_at_once() {
             let deadline = Deadline::after(Instant::now(), Duration::from_secs(10));
             let error = Arc::clone(&loaded).infer(Arc::default(), deadline).await.unwrap_err();
             assert!(error.message.contains("no blobs"), "{error}");
+            assert_eq!(error.code, ErrorCode::Unavailable, "its caller named nothing that is not there");
         }
     });
-    assert_eq!(blobs.0.load(Ordering::Relaxed), 1);
+    assert_eq!(*blobs.0.lock().unwrap(), [1], "it was read once, and its byte only");
     assert_eq!(loaded.footprint().idle_instances, 0);
 }
 
@@ -197,7 +199,7 @@ fn a_start_that_its_caller_leaves_goes_on_with_the_next_one() {
     /// Ends when it is told to.
     struct Slow(tokio::sync::Semaphore, AtomicU64);
     impl BlobStore for Slow {
-        fn read<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
+        fn read<'a>(&'a self, _: &'a Digest, _: u64) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
             self.1.fetch_add(1, Ordering::Relaxed);
             Box::pin(async {
                 let _told = self.0.acquire().await.unwrap();
@@ -225,6 +227,18 @@ fn a_start_that_its_caller_leaves_goes_on_with_the_next_one() {
         assert!(error.message.contains("told to end"), "{error}");
     });
     assert_eq!(blobs.1.load(Ordering::Relaxed), 1, "it was begun once");
+}
+
+#[test]
+fn a_component_that_is_too_large_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = Arc::new(Nothing::default());
+    let config = Config { instances: 4, ..Config::new(dir.path().to_owned()) };
+    let runtime = crate::Runtime::new(config, Arc::clone(&blobs) as Arc<dyn BlobStore>).unwrap();
+    let memory = Arc::new(MemoryBudget::new(u64::MAX));
+    let error = run(runtime.load(&package(), None, &memory)).map(drop).unwrap_err();
+    assert_eq!((error.code, &*error.message), (ErrorCode::Unavailable, "component: no blobs"));
+    assert_eq!(*blobs.0.lock().unwrap(), [256 << 20]);
 }
 
 /// An artifact and a parameter can spell the same bytes; one must not get what the other left in memory.
