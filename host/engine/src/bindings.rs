@@ -10,6 +10,7 @@ wasmtime::component::bindgen!({
         "wasi:nn/graph.load": async | trappable,
         "wasi:nn/inference.[method]graph-execution-context.compute": async | trappable,
         "wasi:nn": trappable,
+        "modelhost:inference/artifacts.read": trappable,
         "modelhost:inference/graphs.compute": async | trappable,
     },
     exports: { default: async },

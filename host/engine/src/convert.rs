@@ -11,7 +11,7 @@ use modelhost_core::version::Package;
 
 use crate::bindings::exports::modelhost::inference::model;
 use crate::bindings::modelhost::inference::types;
-use crate::limits::counted;
+use crate::limits::{COUNTED_BYTES, counted};
 use crate::said;
 
 /// Borrows from the request: the tensors' bytes are copied once, into the guest.
@@ -68,9 +68,11 @@ pub(crate) fn tensors(
     if tensors.len() > MAX_TENSORS {
         return Err(Error::invalid(format!("tensors: {} came, more than {MAX_TENSORS}", tensors.len())));
     }
+    // Many small ones are large together.
+    let is_large = tensors.iter().map(|tensor| tensor.data.len()).sum::<usize>() >= COUNTED_BYTES;
     let tensor = |tensor: types::TensorResult| {
         check_name(&tensor.name).map_err(|error| error.within("tensor"))?;
-        let data = counted(tensor.data, budget)?;
+        let data = if is_large { counted(tensor.data, budget)? } else { tensor.data.into() };
         Tensor::new(tensor.name, from_guest(tensor.datatype), tensor.shape, data)
     };
     tensors.into_iter().map(tensor).collect()

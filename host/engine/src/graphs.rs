@@ -21,6 +21,7 @@ use crate::bindings::wasi::nn::graph::{ExecutionTarget, GraphEncoding};
 use crate::bindings::wasi::nn::tensor::TensorType;
 use crate::convert;
 use crate::fault::DeadlinePassed;
+use crate::limits::{COUNTED_BYTES, counted};
 use crate::state::State;
 
 use held::{Context, Graph, NnError, Tensor};
@@ -129,8 +130,9 @@ impl nn::tensor::HostTensor for State {
         data: Vec<u8>,
     ) -> wasmtime::Result<Resource<Tensor>> {
         let shape = dimensions.into_iter().map(u64::from).collect();
-        let tensor = tensor::Tensor::new(String::new(), dtype(ty), shape, data.into())?;
-        self.graphs.push(tensor)
+        let data =
+            if data.len() < COUNTED_BYTES { data.into() } else { counted(data, self.memory.budget())? };
+        self.graphs.push(tensor::Tensor::new(String::new(), dtype(ty), shape, data)?)
     }
 
     fn dimensions(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<Vec<u32>> {
@@ -144,7 +146,9 @@ impl nn::tensor::HostTensor for State {
     }
 
     fn data(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<Vec<u8>> {
-        Ok(self.graphs.table().get(&tensor)?.0.data().to_vec())
+        let tensor = &self.graphs.table().get(&tensor)?.0;
+        self.memory.lend(tensor.data().len())?;
+        Ok(tensor.data().to_vec())
     }
 
     fn drop(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<()> {
@@ -306,11 +310,11 @@ impl graphs::Host for State {
             Err(error) => Err(error),
         };
         match computed {
-            Ok(computed) => {
+            Ok(mut computed) => {
                 let names: HashSet<_> = outputs.iter().map(String::as_str).collect();
-                let wanted =
-                    computed.into_iter().filter(|output| names.is_empty() || names.contains(output.name()));
-                Ok(Ok(wanted.map(convert::guests_tensor).collect()))
+                computed.retain(|output| names.is_empty() || names.contains(output.name()));
+                self.memory.lend(computed.iter().map(|output| output.data().len()).sum())?;
+                Ok(Ok(computed.into_iter().map(convert::guests_tensor).collect()))
             }
             Err(error) => Ok(Err(convert::guests_error(told(error)?))),
         }

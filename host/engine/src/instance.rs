@@ -51,7 +51,9 @@ impl Instance {
         let stop = self.store.data().stop.clone();
         let result = stop.within(model.call_load(&mut self.store, config.as_load_config(&columns))).await;
         let answer = result.map_err(|error| fault::of_call(&error, self.store.data(), limit.as_millis()))?;
-        self.store.data_mut().files = None;
+        let state = self.store.data_mut();
+        state.files = None;
+        state.memory.settle();
         match answer {
             Ok(signature) => convert::signature(signature),
             Err(error) => Err(convert::error(error).with_code(ErrorCode::PluginFault)),
@@ -70,6 +72,7 @@ impl Instance {
         let stop = self.store.data().stop.clone();
         let result = stop.within(model.call_infer(&mut self.store, parts.as_request(&parameters))).await;
         let answer = result.map_err(|error| fault::of_call(&error, self.store.data(), limit.as_millis()))?;
+        self.store.data_mut().memory.settle();
         Ok(match answer {
             Ok(response) => convert::outputs(response, self.store.data().memory.budget()),
             Err(error) => Err(convert::error(error)),

@@ -25,17 +25,35 @@ pub(crate) struct MemoryLimit {
     budget: Arc<MemoryBudget>,
     /// Bytes that the instance has, all its memories and tables together.
     pub(crate) taken: u64,
+    /// Bytes of the host's that are being copied into it.
+    lent: u64,
     pub(crate) refused: Option<Refused>,
 }
 
 impl MemoryLimit {
     pub(crate) fn new(bytes: u64, budget: &Arc<MemoryBudget>) -> Self {
-        Self { bytes, budget: Arc::clone(budget), taken: 0, refused: None }
+        Self { bytes, budget: Arc::clone(budget), taken: 0, lent: 0, refused: None }
     }
 
     /// What its deployment's instances share.
     pub(crate) fn budget(&self) -> &Arc<MemoryBudget> {
         &self.budget
+    }
+
+    /// Counts what a host call hands over, until the next one does or the guest has answered: while it is copied into the guest, the guest's own
+    /// allocator runs, for as long as it likes. Errors: resource exhausted, when the deployment's instances have all that they may have.
+    pub(crate) fn lend(&mut self, bytes: usize) -> Result<(), Error> {
+        self.settle();
+        if bytes >= COUNTED_BYTES {
+            self.budget.take(bytes as u64)?;
+            self.lent = bytes as u64;
+        }
+        Ok(())
+    }
+
+    /// What was lent is copied.
+    pub(crate) fn settle(&mut self) {
+        self.budget.give_back(std::mem::take(&mut self.lent));
     }
 
     fn take(&mut self, more: u64) -> bool {
@@ -54,7 +72,7 @@ impl MemoryLimit {
 
 impl Drop for MemoryLimit {
     fn drop(&mut self) {
-        self.budget.give_back(self.taken);
+        self.budget.give_back(self.taken + self.lent);
     }
 }
 
@@ -78,8 +96,8 @@ impl ResourceLimiter for MemoryLimit {
     }
 }
 
-/// From so many bytes on, what a guest handed over counts in its deployment's budget until the last one lets it go.
-const COUNTED_BYTES: usize = 64 << 10;
+/// From so many bytes on, what passes between a guest and the host counts in the deployment's budget until the last one lets it go.
+pub(crate) const COUNTED_BYTES: usize = 64 << 10;
 
 /// Bytes that a guest handed over to the host, counted like its memory.
 struct Counted {
@@ -101,9 +119,6 @@ impl Drop for Counted {
 
 /// Counts what a guest handed over. Errors: resource exhausted, when its deployment's instances have all that they may have.
 pub(crate) fn counted(content: Vec<u8>, budget: &Arc<MemoryBudget>) -> Result<Bytes, Error> {
-    if content.len() < COUNTED_BYTES {
-        return Ok(content.into());
-    }
     budget.take(content.len() as u64)?;
     Ok(Bytes::from_owner(Counted { content, budget: Arc::clone(budget) }))
 }
@@ -115,13 +130,30 @@ mod tests {
     #[test]
     fn what_was_handed_over_counts_until_it_is_let_go() {
         let budget = Arc::new(MemoryBudget::new(1 << 20));
-        let small = counted(vec![1; COUNTED_BYTES - 1], &budget).unwrap();
         let large = counted(vec![2; 1 << 20], &budget).unwrap();
-        assert_eq!((budget.used(), small.len(), large[0]), (1 << 20, COUNTED_BYTES - 1, 2));
+        assert_eq!((budget.used(), large[0]), (1 << 20, 2));
         let part = large.slice(..1);
         drop(large);
         assert!(counted(vec![3; 1 << 20], &budget).is_err(), "a part keeps the whole");
         drop(part);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn what_is_lent_counts_until_it_is_copied() {
+        let budget = Arc::new(MemoryBudget::new(1 << 20));
+        let mut limit = MemoryLimit::new(1 << 30, &budget);
+        assert!(limit.lend(COUNTED_BYTES - 1).is_ok());
+        assert_eq!(budget.used(), 0, "small");
+        for _ in 0..2 {
+            assert!(limit.lend(1 << 20).is_ok(), "the next one ends the one before");
+            assert_eq!(budget.used(), 1 << 20);
+        }
+        let mut other = MemoryLimit::new(1 << 30, &budget);
+        assert!(other.lend(1 << 20).is_err(), "both are of one deployment");
+        limit.settle();
+        assert!(other.lend(1 << 20).is_ok());
+        drop((limit, other));
         assert_eq!(budget.used(), 0);
     }
 

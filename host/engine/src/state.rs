@@ -163,23 +163,30 @@ impl artifacts::Host for State {
         self.files.iter().flatten().map(|(name, _)| name.clone()).collect()
     }
 
-    fn read(&mut self, name: String) -> Result<Vec<u8>, String> {
-        let Some(files) = &self.files else {
-            let name = said::text(&name);
-            return Err(format!("artifact {name:?}: artifacts can be read only while the version loads"));
-        };
-        let Some((_, content)) = files.iter().find(|(known, _)| *known == name) else {
+    fn read(&mut self, name: String) -> wasmtime::Result<Result<Vec<u8>, String>> {
+        match self.artifact(&name) {
+            Ok(content) => {
+                self.memory.lend(content.len())?;
+                Ok(Ok(content.to_vec()))
+            }
+            Err(why) => Ok(Err(format!("artifact {:?} {why}", said::text(&name)))),
+        }
+    }
+}
+
+impl State {
+    /// Errors: why it cannot be read.
+    fn artifact(&self, name: &str) -> Result<Bytes, String> {
+        let files = self.files.as_ref().ok_or("can be read only while the version loads")?;
+        let Some((_, content)) = files.iter().find(|(known, _)| known == name) else {
             let known: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
-            let name = said::text(&name);
-            return Err(format!("artifact {name:?} is not in the manifest, which names {known:?}"));
+            return Err(format!("is not in the manifest, which names {known:?}"));
         };
         let (bytes, most) = (content.len() as u64, self.memory.bytes);
         if bytes > most {
-            return Err(format!(
-                "artifact {name:?} has {bytes} bytes, more than the {most} of memory allowed"
-            ));
+            return Err(format!("has {bytes} bytes, more than the {most} of memory allowed"));
         }
-        Ok(content.to_vec())
+        Ok(content.clone())
     }
 }
 
