@@ -43,7 +43,7 @@ pub struct Config {
     /// The executable that compiles when it is called with [`crate::COMPILE`]. `None`: this process compiles, without bounds; for
     /// benchmarks and tests of trusted components.
     pub compiler: Option<PathBuf>,
-    /// Longest that one component may take to compile.
+    /// Most processor time that compiling one component may take.
     pub compile_deadline: Duration,
     /// Most memory that compiling one component may take, besides what a snapshot has of it.
     pub compile_bytes: u64,

@@ -3,7 +3,7 @@
 //!
 //! The one idea to know: a compilation has a turn of [`SLICE`], and [`TURNS`] have one at once. What takes longer goes on in the one
 //! slow lane, less urgent still, or starts again there when that is taken. So a component that compiles within its turn waits at most a slice
-//! for every [`TURNS`] that came before it, whatever they are. A slice is processor time: that the machine is busy is nobody's fault.
+//! for every [`TURNS`] that came before it, whatever they are. All of this is processor time: that the machine is busy is nobody's fault.
 
 mod process;
 mod wire;
@@ -35,8 +35,11 @@ const TURNS: usize = 2;
 /// How long a turn is, in processor time.
 const SLICE: Duration = Duration::from_secs(5);
 
-/// How often a turn's processor time is looked at.
+/// How often a process's time is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A process that gets nothing of a processor for so long is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Compilations that run and wait; one more is refused.
 const PLACES: usize = 32;
@@ -106,30 +109,52 @@ impl Compiler {
     /// Within the turn, or in the slow lane.
     async fn run(&self, job: Arc<Job>, turn: SemaphorePermit<'_>) -> Result<Answer, Error> {
         let mut running = self.start(&job)?;
-        let began = Instant::now();
-        while running.used() < SLICE && began.elapsed() < self.deadline {
-            if let Ok(answer) = timeout(LOOK_EVERY, running.answer()).await {
-                return answer;
-            }
+        if let Some(answer) = self.within(SLICE.min(self.deadline), &mut running).await? {
+            return Ok(answer);
+        }
+        if self.deadline <= SLICE {
+            return Err(self.too_long());
         }
         let Ok(_slow) = self.slow.try_acquire() else {
             // Its memory is freed while it waits.
             drop((running, turn));
             let _slow = self.slow.acquire().await.map_err(|_| Error::internal("shutting down"))?;
-            let running = self.start(&job)?;
+            let mut running = self.start(&job)?;
             running.yield_to_turns();
-            return self.within(self.deadline, running).await;
+            return self.to_the_end(&mut running).await;
         };
         drop(turn);
         running.yield_to_turns();
-        self.within(self.deadline.saturating_sub(began.elapsed()), running).await
+        self.to_the_end(&mut running).await
     }
 
-    async fn within(&self, left: Duration, mut running: Running) -> Result<Answer, Error> {
-        timeout(left, running.answer()).await.unwrap_or_else(|_| {
-            let text = format!("compile: it took longer than the {} s allowed", self.deadline.as_secs());
-            Err(Error::new(ErrorCode::PluginFault, text))
-        })
+    async fn to_the_end(&self, running: &mut Running) -> Result<Answer, Error> {
+        self.within(self.deadline, running).await?.ok_or_else(|| self.too_long())
+    }
+
+    /// The answer, unless the process takes as much of the processor before. Errors: the process's; resource exhausted, when it gets next to
+    /// nothing of the processor.
+    async fn within(&self, most: Duration, running: &mut Running) -> Result<Option<Answer>, Error> {
+        let mut last = (running.used(), Instant::now());
+        loop {
+            if let Ok(answer) = timeout(LOOK_EVERY, running.answer()).await {
+                return answer.map(Some);
+            }
+            let used = running.used();
+            if used >= most {
+                return Ok(None);
+            } else if used > last.0 {
+                last = (used, Instant::now());
+            } else if last.1.elapsed() > PATIENCE {
+                let text = "this machine has no processor time for what was asked";
+                return Err(Error::new(ErrorCode::ResourceExhausted, text));
+            }
+        }
+    }
+
+    fn too_long(&self) -> Error {
+        let seconds = self.deadline.as_secs();
+        Error::fault(format!("compile: it took more than the {seconds} s of processor time allowed"))
     }
 
     /// Starting a process takes milliseconds.

@@ -110,7 +110,7 @@ pub struct LimitCaps {
     pub graph_mib: u64,
     /// Run time of a version's `load`.
     pub load_deadline_ms: u64,
-    /// Time to compile one component.
+    /// Processor time to compile one component.
     pub compile_deadline_ms: u64,
     /// Memory to compile one component, besides what its snapshot takes.
     pub compile_mib: u64,
