@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use modelhost_core::error::Error;
+use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::Signature;
 use modelhost_core::tensor::Tensor;
 use modelhost_onnx::external_tensors;
@@ -91,6 +91,11 @@ impl Stop {
     pub(crate) fn is_asked(&self) -> bool {
         self.asked.load(Ordering::Acquire)
     }
+}
+
+/// What an evaluation that was stopped ends with.
+pub(crate) fn left() -> Error {
+    Error::new(ErrorCode::DeadlineExceeded, "nobody waits for the evaluation any more")
 }
 
 impl fmt::Debug for Stop {

@@ -21,7 +21,7 @@ use ort::value::{
     TensorElementType, TensorRef, ValueType,
 };
 
-use crate::backend::{Backend, GraphFile, STOP_EVERY, Stop};
+use crate::backend::{Backend, GraphFile, STOP_EVERY, Stop, left};
 use crate::cuda;
 use crate::library::Library;
 use crate::memory::{Held, Memory};
@@ -515,10 +515,6 @@ where
 
 fn sizes(shape: &Shape) -> Vec<u64> {
     shape.iter().map(|size| u64::try_from(*size).unwrap_or(0)).collect()
-}
-
-fn left() -> Error {
-    Error::new(ErrorCode::DeadlineExceeded, "nobody waits for the evaluation any more")
 }
 
 /// What an evaluation's failure is: ONNX Runtime says invalid argument of values that the graph cannot take.

@@ -130,43 +130,19 @@ fn integers(tensor: &TensorProto) -> Vec<i64> {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
+    use tract_onnx::pb::AttributeProto;
     use tract_onnx::pb::tensor_proto::DataType;
-    use tract_onnx::pb::tensor_shape_proto::Dimension;
-    use tract_onnx::pb::{AttributeProto, ModelProto, NodeProto, TensorShapeProto, TypeProto};
 
     use super::*;
     use crate::Graph;
+    use crate::tests::build::{encoded, node, tensor_of};
 
     fn value(name: &str, dims: &[&str]) -> ValueInfoProto {
-        let dim = |param: &&str| Dimension {
-            value: Some(dimension::Value::DimParam((*param).to_owned())),
-            ..Dimension::default()
-        };
-        let shape = Some(TensorShapeProto { dim: dims.iter().map(dim).collect() });
-        let tensor = type_proto::Tensor { elem_type: DataType::Float as i32, shape };
-        let r#type =
-            Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() });
-        ValueInfoProto { name: name.to_owned(), r#type, ..ValueInfoProto::default() }
-    }
-
-    fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
-        NodeProto {
-            op_type: op.to_owned(),
-            input: inputs.iter().map(|name| (*name).to_owned()).collect(),
-            output: vec![output.to_owned()],
-            ..NodeProto::default()
-        }
+        crate::tests::build::value(name, DataType::Float, dims)
     }
 
     fn tensor(name: &str, dims: &[i64], values: &[i64]) -> TensorProto {
-        TensorProto {
-            name: name.to_owned(),
-            dims: dims.to_vec(),
-            data_type: DataType::Int64 as i32,
-            raw_data: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            ..TensorProto::default()
-        }
+        tensor_of(name, dims, values)
     }
 
     /// `y = x`, and what `change` does to it.
@@ -178,9 +154,7 @@ mod tests {
             ..GraphProto::default()
         };
         change(&mut graph);
-        let opset = tract_onnx::pb::OperatorSetIdProto { version: 13, ..Default::default() };
-        let model = ModelProto { graph: Some(graph), opset_import: vec![opset], ..ModelProto::default() };
-        let said = parse(&model.encode_to_vec());
+        let said = parse(&encoded(graph));
         assert!(said.contains(why), "{said:.300}");
     }
 

@@ -17,6 +17,7 @@ use tract_onnx::tract_hir::infer::{InferenceFact, ShapeFactoid};
 use crate::check::{check_graph, fed};
 use crate::element;
 use crate::external::bring_in;
+use crate::needs::{Leave, Needs, Unbounded, constants};
 
 /// A graph that can be asked.
 pub struct Graph {
@@ -43,17 +44,42 @@ enum Dim {
 /// evaluates them that it could not: those are planned for the shapes that come.
 struct Plans {
     /// Good for every shape, unless an evaluation showed that it is not.
-    any: Option<Arc<TypedRunnableModel>>,
+    any: Option<Arc<Plan>>,
     any_failed: AtomicBool,
     model: InferenceModel,
     /// The latest, newest last.
-    per_shape: Mutex<Vec<(Shapes, Arc<TypedRunnableModel>)>>,
+    per_shape: Mutex<Vec<(Shapes, Arc<Plan>)>>,
+}
+
+struct Plan {
+    runnable: Arc<TypedRunnableModel>,
+    needs: Needs,
+    /// Bytes of its constants.
+    constants: u64,
 }
 
 type Shapes = Vec<Vec<usize>>;
 
-/// Shapes whose plans are kept.
+/// Shapes whose plans are kept, and bytes of their constants. The latest is kept in any case.
 const KEPT_PLANS: usize = 16;
+const KEPT_BYTES: u64 = 64 << 20;
+
+/// Why there is no answer.
+enum Failed {
+    /// The evaluation was not allowed to go on.
+    Ended(Error),
+    /// The graph's fault.
+    Graph(String),
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Ended(error) => error,
+            Failed::Graph(why) => Self::fault(why),
+        }
+    }
+}
 
 impl Graph {
     /// Reads an ONNX file, of operator sets 9 to 18 as a rule. `beside`: the content of a file beside it, which may hold some of its
@@ -94,18 +120,50 @@ impl Graph {
         Signature { inputs: specs(&self.inputs), outputs: specs(&self.outputs) }
     }
 
+    /// Bytes of its weights as they are evaluated, and of what else is constant in it.
+    pub fn constant_bytes(&self) -> u64 {
+        self.plans
+            .any
+            .as_ref()
+            .or(self.plans.kept().last().map(|(_, plan)| plan))
+            .map_or(0, |plan| plan.constants)
+    }
+
+    /// Whether an evaluation with every open dimension at 1 would be allowed, as far as that follows from dimensions. Errors: why not.
+    pub fn rehearse(&self, leave: &mut dyn Leave) -> Result<(), Error> {
+        let kept = self.plans.kept();
+        let Some(plan) = self.plans.any.as_ref().or(kept.last().map(|(_, plan)| plan)) else { return Ok(()) };
+        let mut sizes = SymbolValues::default();
+        for name in self.inputs.iter().flat_map(Value::names).flatten() {
+            sizes.set(&self.symbols.sym(name), 1);
+        }
+        let order = plan.runnable.order_without_consts();
+        let rehearsed = plan.needs.begin(leave).rehearse(plan.runnable.model(), order, &sizes);
+        rehearsed.map_err(|error| failed(error).into())
+    }
+
     /// Evaluates it for these inputs, which agree with the signature. Errors: the caller's, where dimensions of one name differ;
     /// the model's otherwise.
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+        self.run_within(inputs, &mut Unbounded)
+    }
+
+    /// The same, as long as it is allowed. Errors: as [`Graph::run`], and why it is not allowed.
+    pub fn run_within(&self, inputs: &[Tensor], leave: &mut dyn Leave) -> Result<Vec<Tensor>, Error> {
         let sizes = self.sizes(inputs)?;
-        let answers = self.plans.run(&self.inputs, values(inputs)?).map_err(Error::fault)?;
+        let answers = self.plans.run(&self.inputs, values(inputs)?, leave)?;
         self.answer(&answers, &sizes)
     }
 
-    /// The same, where a plan for these shapes is there already: making one may take long. `None`: it is not. Errors: as [`Graph::run`].
-    pub fn run_planned(&self, inputs: &[Tensor]) -> Result<Option<Vec<Tensor>>, Error> {
+    /// The same, where a plan for these shapes is there already: making one may take long. `None`: it is not. Errors: as
+    /// [`Graph::run_within`].
+    pub fn run_planned(
+        &self,
+        inputs: &[Tensor],
+        leave: &mut dyn Leave,
+    ) -> Result<Option<Vec<Tensor>>, Error> {
         let sizes = self.sizes(inputs)?;
-        let answers = self.plans.run_kept(values(inputs)?).map_err(Error::fault)?;
+        let answers = self.plans.run_kept(values(inputs)?, leave)?;
         answers.map(|answers| self.answer(&answers, &sizes)).transpose()
     }
 
@@ -138,43 +196,54 @@ fn shapes(values: &[TValue]) -> Shapes {
 }
 
 impl Plans {
-    fn run(&self, inputs: &[Value], values: TVec<TValue>) -> Result<TVec<TValue>, String> {
+    fn run(
+        &self,
+        inputs: &[Value],
+        values: TVec<TValue>,
+        leave: &mut dyn Leave,
+    ) -> Result<TVec<TValue>, Failed> {
         let shapes = shapes(&values);
         if let Some(any) = self.any() {
-            let why = match any.run(values.clone()) {
-                Ok(answers) => return Ok(answers),
-                Err(error) => format!("{error:#}"),
+            let why = match any.run(values.clone(), leave) {
+                Err(Failed::Graph(why)) => why,
+                ended => return ended,
             };
             // Its values may be at fault as well: then the plan for its shapes fails too, and says the same.
-            let answers = self.for_shapes(inputs, shapes).and_then(|plan| run(&plan, values));
+            let plan = self.for_shapes(inputs, shapes).map_err(Failed::Graph);
+            let answers = plan.and_then(|plan| plan.run(values, leave));
             self.any_failed.store(answers.is_ok(), Ordering::Relaxed);
-            return answers.map_err(|also| format!("{why}; for its shapes: {also}"));
+            return answers.map_err(|failed| match failed {
+                Failed::Graph(also) => Failed::Graph(format!("{why}; for its shapes: {also}")),
+                ended => ended,
+            });
         }
-        run(&self.for_shapes(inputs, shapes)?, values)
+        self.for_shapes(inputs, shapes).map_err(Failed::Graph)?.run(values, leave)
     }
 
-    fn run_kept(&self, values: TVec<TValue>) -> Result<Option<TVec<TValue>>, String> {
+    fn run_kept(&self, values: TVec<TValue>, leave: &mut dyn Leave) -> Result<Option<TVec<TValue>>, Failed> {
         if let Some(any) = self.any() {
-            // A failure may be the plan's.
-            return Ok(any.run(values).ok());
+            return match any.run(values, leave) {
+                Err(Failed::Graph(_)) => Ok(None), // it may be the plan's fault
+                ended => ended.map(Some),
+            };
         }
         let plan = self.kept_for(&shapes(&values));
-        plan.map(|plan| run(&plan, values)).transpose()
+        plan.map(|plan| plan.run(values, leave)).transpose()
     }
 
-    fn any(&self) -> Option<&Arc<TypedRunnableModel>> {
+    fn any(&self) -> Option<&Arc<Plan>> {
         self.any.as_ref().filter(|_| !self.any_failed.load(Ordering::Relaxed))
     }
 
-    fn kept(&self) -> MutexGuard<'_, Vec<(Shapes, Arc<TypedRunnableModel>)>> {
+    fn kept(&self) -> MutexGuard<'_, Vec<(Shapes, Arc<Plan>)>> {
         self.per_shape.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn kept_for(&self, shapes: &Shapes) -> Option<Arc<TypedRunnableModel>> {
+    fn kept_for(&self, shapes: &Shapes) -> Option<Arc<Plan>> {
         self.kept().iter().find(|(known, _)| known == shapes).map(|(_, plan)| Arc::clone(plan))
     }
 
-    fn for_shapes(&self, inputs: &[Value], shapes: Shapes) -> Result<Arc<TypedRunnableModel>, String> {
+    fn for_shapes(&self, inputs: &[Value], shapes: Shapes) -> Result<Arc<Plan>, String> {
         if let Some(plan) = self.kept_for(&shapes) {
             return Ok(plan);
         }
@@ -184,16 +253,32 @@ impl Plans {
         }
         let plan = plan(model)?;
         let mut kept = self.kept();
-        if kept.len() == KEPT_PLANS {
+        kept.push((shapes, Arc::clone(&plan)));
+        let bytes = |kept: &[(Shapes, Arc<Plan>)]| kept.iter().map(|(_, plan)| plan.constants).sum::<u64>();
+        while kept.len() > KEPT_PLANS || (kept.len() > 1 && bytes(&kept) > KEPT_BYTES) {
             kept.remove(0);
         }
-        kept.push((shapes, Arc::clone(&plan)));
         Ok(plan)
     }
 }
 
-fn run(plan: &Arc<TypedRunnableModel>, values: TVec<TValue>) -> Result<TVec<TValue>, String> {
-    plan.run(values).map_err(|error| format!("{error:#}"))
+impl Plan {
+    fn run(&self, values: TVec<TValue>, leave: &mut dyn Leave) -> Result<TVec<TValue>, Failed> {
+        let mut holding = self.needs.begin(leave);
+        let evaluated = self.runnable.spawn().and_then(|mut state| {
+            state.run_plan_with_eval(values, |context, state, node, inputs| {
+                holding.evaluate(context, state, node, inputs)
+            })
+        });
+        evaluated.map_err(failed)
+    }
+}
+
+fn failed(error: TractError) -> Failed {
+    match error.downcast::<Error>() {
+        Ok(error) => Failed::Ended(error),
+        Err(error) => Failed::Graph(format!("{error:#}")),
+    }
 }
 
 /// Whether dimensions of one name have one size in a request; `names` tells those of an input, `None` for a dimension without.
@@ -324,8 +409,11 @@ fn set_input(
     model.set_input_fact(at, fact).map_err(|error| format!("input {:?}: {error:#}", value.name))
 }
 
-fn plan(model: InferenceModel) -> Result<Arc<TypedRunnableModel>, String> {
-    model.into_optimized().and_then(IntoRunnable::into_runnable).map_err(|error| format!("{error:#}"))
+fn plan(model: InferenceModel) -> Result<Arc<Plan>, String> {
+    let runnable = model.into_optimized().and_then(IntoRunnable::into_runnable);
+    let runnable = runnable.map_err(|error| format!("{error:#}"))?;
+    let (needs, constants) = (Needs::of(runnable.model())?, constants(runnable.model()));
+    Ok(Arc::new(Plan { runnable, needs, constants }))
 }
 
 /// Source: onnx.proto3, `TensorProto.DataType`.

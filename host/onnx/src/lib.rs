@@ -5,10 +5,12 @@ mod check;
 mod element;
 mod external;
 mod graph;
+mod needs;
 
 pub use check::check_signature;
 pub use external::external_tensors;
 pub use graph::{Graph, check_names, is_bounded};
+pub use needs::Leave;
 
 #[cfg(test)]
 mod tests;
