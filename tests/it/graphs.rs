@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use modelhost_server::Config;
 use modelhost_tests::{Host, Package, Process, binary, components, root};
 use serde_json::{Value, json};
 
@@ -12,19 +13,25 @@ use crate::python::python;
 /// Fixtures that cannot be evaluated.
 const REFUSED: [&str; 2] = ["unknown_operator", "huge_constant"];
 
-fn fixture(name: &str) -> Vec<u8> {
+pub(crate) fn fixture(name: &str) -> Vec<u8> {
     fs::read(root().join("tests/fixtures/onnx").join(name)).unwrap()
 }
 
 /// The Python environment with the package onnxruntime. The test is skipped if it is missing.
-fn onnxruntime() -> Option<PathBuf> {
+pub(crate) fn onnxruntime() -> Option<PathBuf> {
     let python = python()?;
     Some(Path::new(python.get_program()).parent()?.parent()?.to_path_buf())
 }
 
 /// A host whose default deployment allows graphs.
 pub(crate) fn host() -> Host {
+    host_with(|_| {})
+}
+
+/// The same with changed settings.
+pub(crate) fn host_with(change: impl FnOnce(&mut Config)) -> Host {
     Host::start_with(|config| {
+        change(config);
         config.onnxruntime = onnxruntime();
         let bounds = json!({"default": {"capabilities": ["wasi:nn"]}});
         config.deployments = serde_json::from_value(bounds).unwrap();

@@ -224,7 +224,7 @@ fn compiling_is_bounded_in_time() {
 #[test]
 fn compiling_is_bounded_in_memory() {
     let host = Host::start_with(|config| config.limits.compile_mib = 24);
-    refused(&host.client, &bomb(10), "compile: the compiler ended (");
+    refused(&host.client, &bomb(10), "compile: its process ended (");
 }
 
 /// Compilers of this host: one waits for a job, the others compile.

@@ -43,9 +43,9 @@ pub struct Config {
     /// The executable that compiles when it is called with [`crate::COMPILE`]. `None`: this process compiles, without bounds; for
     /// benchmarks and tests of trusted components.
     pub compiler: Option<PathBuf>,
-    /// Most processor time that compiling one component may take.
+    /// Most processor time that compiling one component may take, or reading a version's graphs for the first time.
     pub compile_deadline: Duration,
-    /// Most memory that compiling one component may take, besides what a snapshot has of it.
+    /// Most memory that it may take, besides what a snapshot or the files have of it.
     pub compile_bytes: u64,
     /// How graphs are evaluated.
     pub graphs: modelhost_nn::Config,

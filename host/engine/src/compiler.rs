@@ -1,8 +1,8 @@
-//! Compiles components, each in a process of its own: what a component takes of time and memory while it is compiled is its author's
-//! choice, so it is bounded, less urgent than all that serves, and ended with whoever asked for it.
+//! Compiles components and tries graphs, each in a process of its own. What that takes of time and memory is an author's choice, so it is
+//! bounded, less urgent than all that serves, and ended with whoever asked for it.
 //!
-//! The one idea to know: a compilation has a turn of [`SLICE`], and [`TURNS`] have one at once. What takes longer goes on in the one
-//! slow lane, less urgent still, or starts again there when that is taken. So a component that compiles within its turn waits at most a slice
+//! The one idea to know: a process has a turn of [`SLICE`], and [`TURNS`] have one at once. What takes longer goes on in the one
+//! slow lane, less urgent still, or starts again there when that is taken. So whatever is done within its turn waits at most a slice
 //! for every [`TURNS`] that came before it, whatever they are. All of this is processor time: that the machine is busy is nobody's fault.
 
 mod process;
@@ -16,12 +16,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use modelhost_core::artifact::Digest;
 use modelhost_core::error::{Error, ErrorCode};
+use modelhost_nn::Untried;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use crate::compile::Config;
 use process::{Process, Running};
-use wire::{Answer, Job};
+use wire::{Answer, Compile, Job, Task};
 
 pub(crate) use wire::{Kind, Value};
 pub use worker::run as run_compiler;
@@ -29,7 +31,7 @@ pub use worker::run as run_compiler;
 /// The subcommand that makes an executable a compiler: it calls [`run_compiler`].
 pub const COMPILE: &str = "compile";
 
-/// Compilations that have a turn at once.
+/// Processes that have a turn at once.
 const TURNS: usize = 2;
 
 /// How long a turn is, in processor time.
@@ -41,7 +43,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A process that gets nothing of a processor for so long is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Compilations that run and wait; one more is refused.
+/// Processes that run and wait; one more is refused.
 const PLACES: usize = 32;
 
 /// Bytes of compiled functions that are kept in memory: a version's snapshot has its runtime's functions, so that only its
@@ -49,8 +51,12 @@ const PLACES: usize = 32;
 /// snapshots.
 const FUNCTION_CACHE_BYTES: u64 = 128 << 20;
 
-/// What a snapshot takes while it is made, for each byte of the instance: the byte, the segments, the component, its image.
+/// What a snapshot takes while it is made, for each byte of the instance: the byte, the segments, the component, its image. What reading a
+/// graph takes for each byte of its files: the byte, the message, the tensors, the plan.
 const COPIES: u64 = 6;
+
+/// Versions whose graphs are remembered as tried.
+const MAX_TRIED: u64 = 10_000;
 
 /// A function's code by a hash of what it is compiled from.
 type Functions = Vec<(Bytes, Bytes)>;
@@ -75,6 +81,8 @@ pub(crate) struct Compiler {
     ready: Mutex<Option<Process>>,
     /// By component.
     functions: moka::sync::Cache<Digest, Arc<Functions>>,
+    /// By graphs.
+    tried: moka::sync::Cache<Digest, ()>,
 }
 
 impl Compiler {
@@ -92,18 +100,51 @@ impl Compiler {
             slow: Semaphore::new(1),
             ready: Mutex::default(),
             functions: moka::sync::Cache::builder().max_capacity(FUNCTION_CACHE_BYTES).weigher(weigh).build(),
+            tried: moka::sync::Cache::new(MAX_TRIED),
         }
     }
 
     /// Waits for a turn. Errors: resource exhausted, when too many wait.
     pub(crate) async fn turn(&self) -> Result<Turn<'_>, Error> {
         let full = |_| {
-            let text = format!("compile: {PLACES} components are being compiled or wait for it");
+            let text = format!("{PLACES} components are being compiled, graphs tried, or wait for it");
             Error::new(ErrorCode::ResourceExhausted, text)
         };
         let place = self.places.try_acquire().map_err(full)?;
         let turn = self.turns.acquire().await.map_err(|_| Error::internal("shutting down"))?;
         Ok(Turn { compiler: self, _place: place, turn })
+    }
+
+    /// Reads graphs where they can be ended, and nobody else comes to harm. What it finds wrong with them is not told: whoever reads them after
+    /// this finds it too. Errors: plugin fault, when that takes more than it may, or ends the process; resource exhausted; internal.
+    pub(crate) async fn try_graphs(&self, untried: Untried) -> Result<(), Error> {
+        if self.command.is_none() {
+            return Ok(());
+        }
+        let hashed = tokio::task::spawn_blocking(move || (key_of(&untried), untried)).await;
+        let (key, untried) =
+            hashed.map_err(|error| Error::internal("graphs were not hashed").because(error))?;
+        if self.tried.contains_key(&key) {
+            return Ok(());
+        }
+        let Turn { _place, turn, .. } = self.turn().await?;
+        let held: u64 = untried.files.iter().map(|(_, content)| content.len() as u64).sum();
+        let job = Job { bytes: self.bytes_for(held), task: Task::TryGraphs(untried) };
+        match self.run(Arc::new(job), turn).await? {
+            Answer::Tried => {
+                self.tried.insert(key, ());
+                Ok(())
+            }
+            Answer::Failed(why) => Err(Error::fault(why)),
+            Answer::Compiled { .. } | Answer::Refused(_) => {
+                Err(Error::internal("graphs: another answer came"))
+            }
+        }
+    }
+
+    /// Memory for a process that is sent so much.
+    fn bytes_for(&self, held: u64) -> u64 {
+        self.bytes.saturating_add(held.saturating_mul(COPIES))
     }
 
     /// Within the turn, or in the slow lane.
@@ -113,7 +154,7 @@ impl Compiler {
             return Ok(answer);
         }
         if self.deadline <= SLICE {
-            return Err(self.too_long());
+            return Err(self.too_long(&job));
         }
         let Ok(_slow) = self.slow.try_acquire() else {
             // Its memory is freed while it waits.
@@ -121,15 +162,15 @@ impl Compiler {
             let _slow = self.slow.acquire().await.map_err(|_| Error::internal("shutting down"))?;
             let mut running = self.start(&job)?;
             running.yield_to_turns();
-            return self.to_the_end(&mut running).await;
+            return self.to_the_end(&job, &mut running).await;
         };
         drop(turn);
         running.yield_to_turns();
-        self.to_the_end(&mut running).await
+        self.to_the_end(&job, &mut running).await
     }
 
-    async fn to_the_end(&self, running: &mut Running) -> Result<Answer, Error> {
-        self.within(self.deadline, running).await?.ok_or_else(|| self.too_long())
+    async fn to_the_end(&self, job: &Job, running: &mut Running) -> Result<Answer, Error> {
+        self.within(self.deadline, running).await?.ok_or_else(|| self.too_long(job))
     }
 
     /// The answer, unless the process takes as much of the processor before. Errors: the process's; resource exhausted, when it gets next to
@@ -152,9 +193,9 @@ impl Compiler {
         }
     }
 
-    fn too_long(&self) -> Error {
-        let seconds = self.deadline.as_secs();
-        Error::fault(format!("compile: it took more than the {seconds} s of processor time allowed"))
+    fn too_long(&self, job: &Job) -> Error {
+        let (step, seconds) = (job.task.step(), self.deadline.as_secs());
+        Error::fault(format!("{step}: it took more than the {seconds} s of processor time allowed"))
     }
 
     /// Starting a process takes milliseconds.
@@ -191,9 +232,9 @@ impl Turn<'_> {
     ) -> Result<Compiled, Error> {
         let Self { compiler, _place, turn } = self;
         let functions = compiler.functions.get(&component).unwrap_or_default();
-        let held: u64 = state.iter().map(|(_, value)| value.bytes()).sum();
-        let bytes = compiler.bytes.saturating_add(held.saturating_mul(COPIES));
-        let job = Job { kind, bytes, wasm, functions: Functions::clone(&functions), state };
+        let held = state.iter().map(|(_, value)| value.bytes()).sum();
+        let task = Task::Compile(Compile { kind, wasm, functions: Functions::clone(&functions), state });
+        let job = Job { bytes: compiler.bytes_for(held), task };
         let answer = match compiler.command {
             Some(_) => compiler.run(Arc::new(job), turn).await?,
             None => tokio::task::block_in_place(|| worker::perform(job)),
@@ -207,9 +248,25 @@ impl Turn<'_> {
                 Ok(Compiled::Code(code))
             }
             Answer::Refused(why) => Ok(Compiled::Refused(why)),
-            Answer::Failed(why) => Err(Error::new(ErrorCode::PluginFault, why)),
+            Answer::Failed(why) => Err(Error::fault(why)),
+            Answer::Tried => Err(Error::internal("compile: another answer came")),
         }
     }
+}
+
+/// Names graphs and what reads them.
+fn key_of(untried: &Untried) -> Digest {
+    let mut hash = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    part(untried.onnxruntime.as_ref().map(|path| path.as_os_str().as_encoded_bytes()).unwrap_or_default());
+    for (name, content) in &untried.files {
+        part(name.as_bytes());
+        part(content);
+    }
+    Digest::from_bytes(hash.finalize().into())
 }
 
 #[cfg(test)]

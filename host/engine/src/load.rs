@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use modelhost_core::artifact::Digest;
@@ -12,7 +12,7 @@ use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::Signature;
 use modelhost_core::ports::{BlobStore, BoxFuture, LoadedModel, ModelRuntime};
 use modelhost_core::version::{Isolation, LoadReport, Package};
-use modelhost_nn::Graphs;
+use modelhost_nn::{Graphs, Opening, TryFirst};
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Engine, error::Context as _};
 
@@ -40,7 +40,7 @@ pub struct Runtime {
     cache: Cache,
     blobs: Arc<dyn BlobStore>,
     graphs: Arc<modelhost_nn::Runtime>,
-    compiler: Compiler,
+    compiler: Arc<Compiler>,
     config: Config,
 }
 
@@ -51,15 +51,14 @@ impl Runtime {
         let linker = state::linker(&engine)
             .map_err(|error| Error::internal("the host's interfaces cannot be linked").because(error))?;
         let cache = Cache::open(&config.cache_dir, config.cache_bytes)?;
-        Ok(Arc::new(Self {
-            engine,
-            linker,
-            cache,
-            blobs,
-            graphs: modelhost_nn::Runtime::new(config.graphs.clone()),
-            compiler: Compiler::new(&config),
-            config,
-        }))
+        let compiler = Arc::new(Compiler::new(&config));
+        let tries = Arc::clone(&compiler);
+        let try_first: TryFirst = Box::new(move |untried| {
+            let tries = Arc::clone(&tries);
+            Box::pin(async move { tries.try_graphs(untried).await })
+        });
+        let graphs = modelhost_nn::Runtime::new(config.graphs.clone(), try_first);
+        Ok(Arc::new(Self { engine, linker, cache, blobs, graphs, compiler, config }))
     }
 
     async fn load_package(
@@ -70,7 +69,7 @@ impl Runtime {
     ) -> Result<Loaded, Error> {
         let wasm = self.read_component(package).await?;
         let files = read_files(&*self.blobs, package).await?;
-        let graphs = self.open_graphs(package, &files).await?;
+        let graphs = self.open_graphs(package, known, &files).await?;
         let isolation = known.map(|report| report.isolation).or(package.isolation);
         if isolation == Some(Isolation::Instance) {
             let note = known.and_then(|report| report.isolation_note.clone());
@@ -104,7 +103,7 @@ impl Runtime {
             return Ok(None);
         };
         let graphs = if package.may_have_graphs() {
-            self.open_graphs(package, &read_files(&*self.blobs, package).await?).await?
+            self.open_graphs(package, known, &read_files(&*self.blobs, package).await?).await?
         } else {
             None
         };
@@ -239,19 +238,33 @@ impl Runtime {
         .map_err(|error| error.within("component"))
     }
 
-    /// The version's graphs, if it may have any. Errors: invalid argument, plugin fault, too large; each names the file.
-    async fn open_graphs(&self, package: &Package, files: &Files) -> Result<Option<Arc<Graphs>>, Error> {
+    /// The version's graphs, if it may have any. Errors: unsupported, plugin fault, too large, each naming the file; resource exhausted.
+    async fn open_graphs(
+        &self,
+        package: &Package,
+        known: Option<&LoadReport>,
+        files: &Files,
+    ) -> Result<Option<Arc<Graphs>>, Error> {
         if !package.may_have_graphs() {
             return Ok(None);
         }
-        let (runtime, files) = (Arc::clone(&self.graphs), files.clone());
-        let (options, batching, bytes) = (package.graphs, package.batching, package.limits.graph_bytes);
+        let opening = Opening {
+            options: package.graphs,
+            batching: package.batching,
+            bytes: package.limits.graph_bytes,
+            files: files.clone(),
+            is_tried: known.is_some(),
+        };
         let limit = self.config.load_deadline;
-        match runtime.open(&options, batching, bytes, files, Instant::now() + limit).await {
+        match self.graphs.open(opening, limit).await {
             Err(error) if error.code == ErrorCode::DeadlineExceeded => {
                 Err(Error::fault(format!("graphs: not opened within {} ms", limit.as_millis())))
             }
-            opened => opened.map(|graphs| Some(Arc::new(graphs))),
+            Err(mut error) => {
+                error.message = said::text(&error.message); // it quotes the file
+                Err(error)
+            }
+            Ok(graphs) => Ok(Some(Arc::new(graphs))),
         }
     }
 

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::graph::{Backend as Choice, Batching, GraphOptions, GraphStatus, Target};
 use modelhost_core::infer::conform_inputs;
 use modelhost_core::model::Signature;
+use modelhost_core::ports::BoxFuture;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::GRAPH_SUFFIX;
 use modelhost_onnx::{check_signature, is_bounded};
@@ -22,6 +23,7 @@ use crate::onnxruntime::{Device, OnnxRuntime, Settings};
 use crate::reading::Readers;
 use crate::schedule::{Lane, Scheduler};
 use crate::tract::Tract;
+use crate::untried::Untried;
 
 /// Settings of all graphs.
 #[derive(Debug, Clone, Default)]
@@ -33,43 +35,60 @@ pub struct Config {
     pub threads: Option<usize>,
 }
 
+/// Has graphs read where they can be ended and nobody else comes to harm ([`Untried::read`]), before they are read here. Errors: plugin fault,
+/// when that took more than it may.
+pub type TryFirst = Box<dyn Fn(Untried) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
+
 /// Opens graphs and evaluates them.
 pub struct Runtime {
     config: Config,
+    try_first: TryFirst,
     scheduler: Arc<Scheduler>,
     readers: Readers,
     threads: usize,
 }
 
+/// A version's graphs, to be opened.
+pub struct Opening {
+    /// How they are evaluated.
+    pub options: GraphOptions,
+    /// How requests that wait are joined.
+    pub batching: Batching,
+    /// Weights and tensors together, in bytes.
+    pub bytes: u64,
+    /// Those whose name ends in `.onnx` are graphs.
+    pub files: Vec<(String, Bytes)>,
+    /// They were read before, as they are.
+    pub is_tried: bool,
+}
+
 impl Runtime {
     /// Starts nothing yet: threads and libraries come when they are needed.
-    pub fn new(config: Config) -> Arc<Self> {
+    pub fn new(config: Config, try_first: TryFirst) -> Arc<Self> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = config.threads.unwrap_or_else(cores);
-        Arc::new(Self { scheduler: Scheduler::new(threads), readers: Readers::new(), threads, config })
+        let (scheduler, readers) = (Scheduler::new(threads), Readers::new());
+        Arc::new(Self { config, try_first, scheduler, readers, threads })
     }
 
-    /// Opens the graphs among a version's files: those whose name ends in `.onnx`. A few versions' are read at once, on threads of their
-    /// own; waits for them `until` then. `limit`: bytes of weights and tensors together. Errors: unsupported (a backend or device that
-    /// this host has not), plugin fault (a file), too large, each naming the file; deadline exceeded; resource exhausted (too many others).
-    pub async fn open(
-        self: &Arc<Self>,
-        options: &GraphOptions,
-        batching: Batching,
-        limit: u64,
-        files: Vec<(String, Bytes)>,
-        until: Instant,
-    ) -> Result<Graphs, Error> {
+    /// Opens the graphs among a version's files. They are tried first; then a few versions' are read at once, on threads of their
+    /// own, each within `limit`. Errors: unsupported (a backend or device that this host has not), plugin fault (a file), too large, each naming
+    /// the file; deadline exceeded; resource exhausted (too many others).
+    pub async fn open(self: &Arc<Self>, opening: Opening, limit: Duration) -> Result<Graphs, Error> {
+        let Opening { options, batching, bytes, files, is_tried } = opening;
+        if !is_tried && files.iter().any(|(name, _)| is_graph(name)) {
+            (self.try_first)(self.untried(&options, files.clone())).await?;
+        }
         let mut graphs = Graphs {
             runtime: Arc::clone(self),
-            options: *options,
+            options,
             batching,
-            memory: Memory::new(limit),
+            memory: Memory::new(bytes),
             named: Vec::new(),
             turn: Arc::new(Semaphore::new(1)),
         };
         let read = move || {
-            for (name, file) in files.iter().filter(|(name, _)| name.ends_with(GRAPH_SUFFIX)) {
+            for (name, file) in files.iter().filter(|(name, _)| is_graph(name)) {
                 let graph = graphs.open(name, file, &files)?;
                 tracing::info!(
                     graph = name,
@@ -81,11 +100,20 @@ impl Runtime {
             }
             Ok(graphs)
         };
-        self.readers.read(until, read).await.map_err(|error| match error.code {
+        self.readers.read(Instant::now() + limit, read).await.map_err(|error| match error.code {
             ErrorCode::DeadlineExceeded | ErrorCode::ResourceExhausted => error.within("graphs"),
             _ => error,
         })
     }
+
+    fn untried(&self, options: &GraphOptions, files: Vec<(String, Bytes)>) -> Untried {
+        let library = || Library::place(self.config.onnxruntime.as_deref());
+        Untried { files, onnxruntime: if options.backend == Choice::Tract { None } else { library() } }
+    }
+}
+
+fn is_graph(name: &str) -> bool {
+    name.ends_with(GRAPH_SUFFIX)
 }
 
 /// One version's graphs.
@@ -123,6 +151,9 @@ impl Graphs {
             || Error::new(ErrorCode::DeadlineExceeded, "another graph of this version was not read in time");
         let turn = timeout_at(until.into(), Arc::clone(&self.turn).acquire_owned()).await;
         let turn = turn.map_err(|_| late())?.map_err(|_| late())?;
+        let untried = self.runtime.untried(&self.options, vec![("loaded.onnx".to_owned(), file.clone())]);
+        let tried = timeout_at(until.into(), (self.runtime.try_first)(untried)).await;
+        tried.map_err(|_| Error::new(ErrorCode::DeadlineExceeded, "it was not tried in time"))??;
         let graphs = Arc::clone(self);
         let read = move || {
             let _until_it_is_read = (held, turn);

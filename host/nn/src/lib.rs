@@ -14,9 +14,11 @@ mod onnxruntime;
 mod reading;
 mod schedule;
 mod tract;
+mod untried;
 mod webgpu;
 
 pub use gpus::gpus;
-pub use graphs::{Config, Graph, Graphs, Runtime};
+pub use graphs::{Config, Graph, Graphs, Opening, Runtime, TryFirst};
 pub use library::environment;
 pub use memory::Held;
+pub use untried::Untried;

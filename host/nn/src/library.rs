@@ -35,10 +35,14 @@ impl Library {
     /// package `onnxruntime`. Errors: where it was looked for, or what is wrong with what was found.
     pub(crate) fn get(configured: Option<&Path>) -> Result<Self, String> {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        let load = || {
-            load(configured).inspect_err(|why| tracing::warn!(why, "no ONNX Runtime: graphs are tract's"))
-        };
+        let load =
+            || load(configured).inspect_err(|why| tracing::warn!(why, "no ONNX Runtime: graphs are tract's"));
         loaded.get_or_insert_with(load).clone()
+    }
+
+    /// Where it would be loaded from.
+    pub(crate) fn place(configured: Option<&Path>) -> Option<PathBuf> {
+        find(configured, |name| env::var_os(name).map(PathBuf::from)).ok()
     }
 
     /// The devices of its WebGPU plugin. Errors: why it has none.

@@ -1,7 +1,8 @@
 //! Reading graphs: on threads of its own, a few at once, each within its time.
 //!
-//! Nothing can stop a backend that reads a file. One that nobody waits for any more keeps its thread, and its place is given to another,
-//! up to a bound; beyond that it keeps its place too.
+//! Nothing can stop a backend that reads a file. So a graph comes here only after it was read to its end elsewhere
+//! ([`Untried`](crate::Untried)). Should it not end here all the same, its thread is left to it, and its place is given to another, up to a bound; beyond
+//! that it keeps its place too.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +18,9 @@ const AT_ONCE: usize = 4;
 
 /// Threads that read for nobody, beside those.
 const MOST_LOST: usize = 16;
+
+/// A reader's stack: an author decides how deep calls go.
+pub(crate) const STACK: usize = 8 << 20;
 
 pub(crate) struct Readers {
     places: Arc<Semaphore>,
@@ -62,7 +66,7 @@ impl Readers {
             drop(reply.send(result.unwrap_or_else(|_| Err(Error::fault("the backend panicked over it")))));
             drop(lock(&held).take());
         };
-        let thread = std::thread::Builder::new().name("graph-reader".into()).spawn(work);
+        let thread = std::thread::Builder::new().name("graph-reader".into()).stack_size(STACK).spawn(work);
         thread.map_err(|error| {
             Error::new(ErrorCode::ResourceExhausted, "this machine has no thread left").because(error)
         })?;

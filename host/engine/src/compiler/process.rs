@@ -91,9 +91,9 @@ fn exchange(child: &Shared, input: ChildStdin, output: ChildStdout, job: &Job) -
     let ended = child.wait();
     answer.map_err(|error| {
         let ended = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
-        let mib = job.bytes >> 20;
+        let (step, mib) = (job.task.step(), job.bytes >> 20);
         let text =
-            format!("compile: the compiler ended ({ended}), as it does when it needs more than {mib} MiB");
+            format!("{step}: its process ended ({ended}), as it does when it needs more than {mib} MiB");
         Error::fault(text).because(error)
     })
 }

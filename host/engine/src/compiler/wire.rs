@@ -1,8 +1,11 @@
 //! What a compiler is told and answers, as pieces: a length, and so many bytes.
 
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use bytes::Bytes;
+use modelhost_nn::Untried;
 
 use super::Functions;
 
@@ -39,12 +42,34 @@ impl Value {
     }
 }
 
-/// One compilation.
+/// What a process is for.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Job {
-    pub(crate) kind: Kind,
     /// Memory that it may take.
     pub(crate) bytes: u64,
+    pub(crate) task: Task,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Task {
+    Compile(Compile),
+    TryGraphs(Untried),
+}
+
+impl Task {
+    /// For people.
+    pub(crate) fn step(&self) -> &'static str {
+        match self {
+            Self::Compile(_) => "compile",
+            Self::TryGraphs(_) => "graphs",
+        }
+    }
+}
+
+/// One compilation.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Compile {
+    pub(crate) kind: Kind,
     pub(crate) wasm: Bytes,
     /// What an earlier compilation of the component compiled.
     pub(crate) functions: Functions,
@@ -54,8 +79,47 @@ pub(crate) struct Job {
 
 impl Job {
     pub(crate) fn write(&self, to: &mut impl Write) -> io::Result<()> {
-        write_piece(to, &[self.kind as u8])?;
         write_piece(to, &self.bytes.to_le_bytes())?;
+        match &self.task {
+            Task::Compile(compile) => {
+                write_piece(to, b"c")?;
+                compile.write(to)?;
+            }
+            Task::TryGraphs(Untried { files, onnxruntime }) => {
+                write_piece(to, b"g")?;
+                let library = onnxruntime.as_ref().map(|path| path.as_os_str().as_bytes());
+                write_piece(to, library.unwrap_or_default())?;
+                write_count(to, files.len())?;
+                for (name, content) in files {
+                    write_piece(to, name.as_bytes())?;
+                    write_piece(to, content)?;
+                }
+            }
+        }
+        to.flush()
+    }
+
+    pub(crate) fn read(from: &mut impl Read) -> io::Result<Self> {
+        let mut reader = Reader { from, left: u64::MAX };
+        let bytes = reader.number()?;
+        let task = match &reader.piece()?[..] {
+            b"c" => Task::Compile(Compile::read(&mut reader)?),
+            b"g" => {
+                let library = OsString::from_vec(reader.piece()?.into());
+                let count = reader.count()?;
+                let files = (0..count).map(|_| Ok((reader.name()?, reader.piece()?)));
+                let files = files.collect::<io::Result<_>>()?;
+                Task::TryGraphs(Untried { files, onnxruntime: (!library.is_empty()).then(|| library.into()) })
+            }
+            _ => return Err(broken()),
+        };
+        Ok(Self { bytes, task })
+    }
+}
+
+impl Compile {
+    fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        write_piece(to, &[self.kind as u8])?;
         write_piece(to, &self.wasm)?;
         write_functions(to, &self.functions)?;
         write_count(to, self.state.len())?;
@@ -72,24 +136,23 @@ impl Job {
                 }
             }
         }
-        to.flush()
+        Ok(())
     }
 
-    pub(crate) fn read(from: &mut impl Read) -> io::Result<Self> {
-        let mut reader = Reader { from, left: u64::MAX };
+    fn read(reader: &mut Reader<'_, impl Read>) -> io::Result<Self> {
         let kind = reader.piece()?;
         let kind = Kind::ALL.into_iter().find(|known| kind[..] == [*known as u8]).ok_or_else(broken)?;
-        let (bytes, wasm, functions) = (reader.number()?, reader.piece()?, reader.functions()?);
+        let (wasm, functions) = (reader.piece()?, reader.functions()?);
         let mut state = Vec::new();
         for _ in 0..reader.count()? {
-            let name = String::from_utf8(reader.piece()?.into()).map_err(|_| broken())?;
+            let name = reader.name()?;
             let value = match &reader.piece()?[..] {
                 b"m" => Value::Memory(reader.piece()?),
                 _ => Value::Number(reader.number()?),
             };
             state.push((name, value));
         }
-        Ok(Self { kind, bytes, wasm, functions, state })
+        Ok(Self { kind, wasm, functions, state })
     }
 }
 
@@ -100,6 +163,8 @@ pub(crate) enum Answer {
     Compiled { code: Bytes, functions: Functions },
     /// It cannot be instrumented, and why.
     Refused(String),
+    /// The graphs were read, whatever came of it.
+    Tried,
     /// A step failed.
     Failed(String),
 }
@@ -116,6 +181,7 @@ impl Answer {
                 write_piece(to, b"r")?;
                 write_piece(to, why.as_bytes())?;
             }
+            Self::Tried => write_piece(to, b"t")?,
             Self::Failed(why) => {
                 write_piece(to, b"f")?;
                 write_piece(to, why.as_bytes())?;
@@ -130,6 +196,7 @@ impl Answer {
         Ok(match &reader.piece()?[..] {
             b"c" => Self::Compiled { code: reader.piece()?, functions: reader.functions()? },
             b"r" => Self::Refused(reader.text()?),
+            b"t" => Self::Tried,
             b"f" => Self::Failed(reader.text()?),
             _ => return Err(broken()),
         })
@@ -183,6 +250,10 @@ impl<R: Read> Reader<'_, R> {
     fn number(&mut self) -> io::Result<u64> {
         let piece = self.piece()?;
         Ok(u64::from_le_bytes(piece[..].try_into().map_err(|_| broken())?))
+    }
+
+    fn name(&mut self) -> io::Result<String> {
+        String::from_utf8(self.piece()?.into()).map_err(|_| broken())
     }
 
     fn text(&mut self) -> io::Result<String> {

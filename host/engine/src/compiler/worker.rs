@@ -13,20 +13,24 @@ use wasmtime::{CacheStore, Engine};
 use wasmtime_wizer::{ComponentInstanceState, Wizer};
 
 use super::Functions;
-use super::wire::{Answer, Job, Kind, Value};
+use super::wire::{Answer, Compile, Job, Kind, Task, Value};
 use crate::compile::compiling_engine;
 use crate::said;
 
 /// How much less urgent than everything that serves (`nice`).
 const NICE: i32 = 10;
 
-/// Compiles what standard input names and writes the code to standard output. What the executable does that
+/// Does the job that standard input names and writes what came of it to standard output. What the executable does that
 /// [`crate::Config::compiler`] names. Errors: input that is no job, output that nobody reads.
 pub fn run() -> io::Result<()> {
     setpriority_process(None, NICE)?;
     limit(Resource::Core, 0)?;
     let job = Job::read(&mut io::stdin().lock())?;
     limit(Resource::Data, job.bytes)?;
+    if let Task::TryGraphs(_) = &job.task {
+        // A backend that gets no memory panics, and takes that for the graph's fault.
+        std::panic::set_hook(Box::new(|_| std::process::abort()));
+    }
     std::thread::Builder::new().name("host".into()).spawn(end_with_host)?;
     perform(job).write(&mut io::stdout().lock())
 }
@@ -43,11 +47,18 @@ fn end_with_host() {
 
 /// Does the job, wherever it is done.
 pub(super) fn perform(job: Job) -> Answer {
-    let done = catch_unwind(AssertUnwindSafe(|| compile(job)));
-    done.unwrap_or_else(|_| Answer::Failed("compile: the compiler has no answer for this component".into()))
+    let step = job.task.step();
+    let done = catch_unwind(AssertUnwindSafe(|| match job.task {
+        Task::Compile(job) => compile(job),
+        Task::TryGraphs(untried) => match untried.read() {
+            Ok(()) => Answer::Tried,
+            Err(error) => Answer::Failed(said::text(&error.within(step).message)),
+        },
+    }));
+    done.unwrap_or_else(|_| Answer::Failed(format!("{step}: it panicked")))
 }
 
-fn compile(job: Job) -> Answer {
+fn compile(job: Compile) -> Answer {
     let failed = |step: &str, error: &wasmtime::Error| Answer::Failed(said::error(step, error));
     let cache = Arc::new(Cache::new(job.functions));
     let engine = match compiling_engine(Arc::clone(&cache) as Arc<dyn CacheStore>) {
