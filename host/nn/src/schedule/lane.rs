@@ -154,7 +154,7 @@ impl Lane {
         Some(result)
     }
 
-    fn is_short(&self, inputs: &[Tensor]) -> bool {
+    pub(super) fn is_short(&self, inputs: &[Tensor]) -> bool {
         !self.batching.joins()
             && self.is_bounded
             && self.backend.is_on_cpu()

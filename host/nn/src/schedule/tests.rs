@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
@@ -335,6 +336,63 @@ async fn a_joined_member_waits_no_longer_than_its_own_deadline() {
     drop(gate);
     assert_eq!(patient.await.unwrap().unwrap(), [2], "the rest goes on");
     assert!(matches!(asked.recv().unwrap().as_slice(), [1, 2] | [1]));
+}
+
+/// Answers with what comes; remembers the names of the threads on which it did.
+struct Short {
+    signature: Signature,
+    /// Whether it has what an evaluation needs, so that nothing is to be made first.
+    is_there: Arc<AtomicBool>,
+    ran_on: Arc<Mutex<Vec<String>>>,
+}
+
+impl Short {
+    fn run_here(&self, inputs: &[Tensor]) -> Vec<Tensor> {
+        self.ran_on.lock().unwrap().push(std::thread::current().name().unwrap_or_default().to_owned());
+        inputs.to_vec()
+    }
+}
+
+impl Backend for Short {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn run(&self, inputs: &[Tensor], _stop: &Stop) -> Result<Vec<Tensor>, Error> {
+        Ok(self.run_here(inputs))
+    }
+
+    fn run_now(&self, inputs: &[Tensor]) -> Result<Option<Vec<Tensor>>, Error> {
+        let is_there = self.is_there.swap(false, Ordering::Relaxed);
+        Ok(is_there.then(|| self.run_here(inputs)))
+    }
+
+    fn width(&self) -> usize {
+        usize::MAX
+    }
+
+    fn is_on_cpu(&self) -> bool {
+        true
+    }
+}
+
+/// What is short is evaluated where it is asked for, and only if nothing has to be made for it: a session, a plan.
+#[tokio::test]
+async fn nothing_is_made_on_the_thread_that_asks() {
+    let (scheduler, ran_on) = (Scheduler::new(1), Arc::default());
+    let is_there = Arc::new(AtomicBool::new(false));
+    let signature = Signature::default();
+    let backend = Short { signature, is_there: Arc::clone(&is_there), ran_on: Arc::clone(&ran_on) };
+    let lane = Arc::new(Lane::new(Box::new(backend), Batching::NONE, true, &Memory::new(1 << 30)));
+    let ask = async || assert_eq!(run(&scheduler, &lane, tensor(vec![1]), SOON).await.unwrap(), [1]);
+    while !lane.is_short(&[tensor(vec![1])]) {
+        ask().await;
+    }
+    ask().await;
+    assert!(ran_on.lock().unwrap().iter().all(|thread| thread == "graph"), "{ran_on:?}");
+    is_there.store(true, Ordering::Relaxed);
+    ask().await;
+    assert_ne!(ran_on.lock().unwrap().last().unwrap(), "graph", "it was there");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
