@@ -1,4 +1,4 @@
-//! Content by digest, as files. A file appears under its name only when it is whole and on disk.
+//! Content by digest, as files. A file gets its name only when it is whole and on disk.
 
 use std::collections::HashSet;
 use std::fs;
@@ -17,10 +17,11 @@ use tokio::sync::Semaphore;
 
 use crate::disk_full;
 
-/// Blobs that are read at once; more wait. A read is a blocking thread and a whole blob in memory.
+/// Blobs that are read at once. Further reads wait. Each read takes a blocking thread and holds the whole blob in
+/// memory.
 const READING_AT_ONCE: usize = 8;
 
-/// A folder of blobs: `ab/abcd…` named by SHA-256.
+/// A folder of blobs, `ab/abcd…`, named by SHA-256.
 #[derive(Debug, Clone)]
 pub struct Blobs {
     dir: PathBuf,
@@ -28,7 +29,7 @@ pub struct Blobs {
 }
 
 impl Blobs {
-    /// Opens the folder, making it if need be, and removes what a crash left half written. Errors: internal.
+    /// Opens the folder or makes it, and removes partial uploads of a crash. Errors: internal.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let blobs = Self { dir: dir.to_owned(), reading: Arc::new(Semaphore::new(READING_AT_ONCE)) };
         let partial = blobs.partial();
@@ -46,19 +47,19 @@ impl Blobs {
         Ok(Upload { blobs: self.clone(), file, hash: Sha256::new(), bytes: 0 })
     }
 
-    /// Stores content that is at hand. Errors: internal.
+    /// Stores this content. Errors: internal.
     pub fn put(&self, content: &[u8]) -> Result<Digest, Error> {
         let mut upload = self.upload()?;
         upload.write(content)?;
         upload.finish(None)
     }
 
-    /// Its size in bytes, when it is there.
+    /// The size of a blob in bytes, if it is stored.
     pub fn size(&self, digest: Digest) -> Option<u64> {
         fs::metadata(self.path(digest)).ok().map(|meta| meta.len())
     }
 
-    /// Removes all but these. Only at start, when no upload can be between its blobs and its registration.
+    /// Removes all blobs but these. Call it only at start, when no upload waits for its registration.
     pub fn retain(&self, keep: &HashSet<Digest>) -> Result<usize, Error> {
         let mut removed = 0;
         let entries = |dir: &Path| -> Result<Vec<PathBuf>, Error> {
@@ -121,7 +122,7 @@ impl BlobStore for Blobs {
     }
 }
 
-/// Content on its way in. Dropped unfinished, it leaves nothing.
+/// An upload in progress. If it is dropped unfinished, it leaves nothing behind.
 pub struct Upload {
     blobs: Blobs,
     file: NamedTempFile,
@@ -130,19 +131,20 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// Appends. Errors: internal (a full disk, say).
+    /// Appends to the content. Errors: internal; resource exhausted, on a full disk.
     pub fn write(&mut self, chunk: &[u8]) -> Result<(), Error> {
         self.hash.update(chunk);
         self.bytes += chunk.len() as u64;
         self.file.write_all(chunk).map_err(|error| failed(&self.blobs.dir, &error))
     }
 
-    /// Bytes so far.
+    /// Bytes written so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Stores what came, durably. Errors: invalid argument when its digest is not the `expected` one; internal.
+    /// Stores the content durably. Errors: invalid argument, if its digest is not `expected`; internal; resource
+    /// exhausted, on a full disk.
     pub fn finish(self, expected: Option<Digest>) -> Result<Digest, Error> {
         let digest = Digest::from_bytes(self.hash.finalize().into());
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
@@ -162,12 +164,12 @@ impl Upload {
     }
 }
 
-/// What authors upload is nobody else's to read; files have this of `tempfile`.
+/// Other users must not read what authors upload. `tempfile` makes its files so by itself.
 fn make_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Nothing of a file that is larger.
+/// Reads a file, but not if it is larger than `most`.
 fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let file = fs::File::open(path)?;
     let length = file.metadata()?.len();
@@ -179,7 +181,7 @@ fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Where a file lies, and what the system said of it, is for the log.
+/// The path and the system's error are for the log.
 fn failed(path: &Path, error: &io::Error) -> Error {
     let told = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => disk_full(),

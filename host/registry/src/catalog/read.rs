@@ -1,5 +1,6 @@
-//! Reads the whole catalogue, at start. What cannot be understood (a limit was lowered, another release wrote it) is left out and
-//! logged by name: it must not keep the rest from being served. Its rows and its content stay.
+//! Reads the whole catalogue at start. A limit may be lower than it was, and another release may have written a row.
+//! What cannot be understood is logged by name and left out, so that the rest is served. Its rows and its content
+//! stay.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -19,8 +20,8 @@ use crate::columns::SharedColumns;
 use crate::manifest::Manifest;
 use crate::rows::{self, SignatureRow};
 
-/// Everything that is stored. `cap` bounds every version's limits, `default` is what the default deployment has until somebody changes it.
-/// Errors: internal, when the database cannot be read.
+/// Reads everything. `cap` bounds the limits of every version. `default` are the bounds of the default deployment
+/// until an operator changes them. Errors: internal, if the database cannot be read.
 pub(super) async fn all(
     pool: &SqlitePool,
     cap: &Limits,
@@ -42,7 +43,7 @@ pub(super) async fn all(
     Ok(Snapshot { models: by_name.collect(), deployments: deployments::read(pool, default).await? })
 }
 
-/// What versions refer to, also those that could not be read.
+/// The blobs of all versions, including those that could not be read.
 pub(super) async fn blobs(pool: &SqlitePool) -> Result<HashSet<Digest>, Error> {
     let query = sqlx::query("SELECT component FROM versions UNION SELECT digest FROM artifacts");
     let rows = query.fetch_all(pool).await.map_err(database)?;
@@ -95,7 +96,8 @@ async fn versions(
         match version(&row, &model.name, files, cap, columns) {
             Ok(version) => drop(model.versions.insert(version.number, Arc::new(version))),
             Err(error) => {
-                tracing::error!(model = %model.name, version = key.1, error = %error.chain(), "this version cannot be served: left out");
+                let (model, error) = (&model.name, error.chain());
+                tracing::error!(%model, version = key.1, %error, "this version cannot be served: left out");
             }
         }
     }
