@@ -1,5 +1,5 @@
-//! Log lines, as text for people or JSON for programs, on standard error. A record is one line, whatever the texts in it hold: many of them are
-//! authors' and callers' words.
+//! The log, on standard error: text for people or JSON for programs. A record is always one line. Its texts may hold
+//! line breaks, because many are words of authors and callers.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -11,17 +11,17 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-/// How a line looks.
+/// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// The filter of this process's log, once it runs.
+/// The filter of this process's log. Set when logging starts.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 const LEVELS: [LevelFilter; 6] = [
@@ -49,7 +49,7 @@ pub fn start_logs(format: LogFormat, filter: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Standard error. `tracing` writes each record at once.
+/// Writes to standard error. `tracing` writes each record with one call.
 struct Records;
 
 impl Write for Records {
@@ -63,7 +63,7 @@ impl Write for Records {
     }
 }
 
-/// The record with its last line break alone; others are escaped.
+/// Escapes all line breaks of a record but the last one.
 fn one_line(record: &[u8]) -> Cow<'_, [u8]> {
     let text = record.strip_suffix(b"\n").unwrap_or(record);
     if !text.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
@@ -81,13 +81,13 @@ fn one_line(record: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(line)
 }
 
-/// The most verbose level that is written anywhere: 0 nothing, 1 errors, 2 warnings, 3 information, 4 debugging, 5 everything.
+/// The most verbose level that is logged: 0 nothing, 1 errors, 2 warnings, 3 information, 4 debugging, 5 everything.
 pub fn log_level() -> u8 {
     let current = LevelFilter::current();
     LEVELS.iter().zip(0..).find(|(level, _)| **level == current).map_or(0, |(_, number)| number)
 }
 
-/// Writes lines up to this level from now on, for the whole process. Errors: unsupported, when this process does not log;
+/// Logs up to this level from now on, for the whole process. Errors: unsupported, when this process does not log;
 /// internal.
 pub fn set_log_level(level: u8) -> Result<(), Error> {
     let filter =
