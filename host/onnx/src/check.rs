@@ -1,8 +1,7 @@
-//! What a file may say of itself. An ONNX file is its author's words: nothing that grows faster than the file, or with its square, may
-//! follow from them.
+//! Bounds on an ONNX file. Its author may write anything into it. No work may grow faster than the size of the file.
 //!
-//! How deep graphs lie in one another is bounded by protobuf's reader, which refuses messages more than 100 deep. That a tensor holds the
-//! elements which its dimensions announce, tract looks at before it makes one.
+//! Protobuf's reader refuses messages that are nested more than 100 deep, which bounds the nesting of graphs. Before
+//! tract makes a tensor, it checks that the tensor holds as many elements as its dimensions announce.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,7 +9,7 @@ use modelhost_core::model::Signature;
 use tract_onnx::pb::tensor_shape_proto::dimension;
 use tract_onnx::pb::{GraphProto, TensorProto, ValueInfoProto, type_proto};
 
-/// Most inputs that a caller feeds, and most outputs.
+/// Most inputs that a caller feeds. Also the most outputs.
 const MOST_VALUES: usize = 1024;
 
 /// Longest name of an input or output, in bytes.
@@ -19,13 +18,13 @@ const LONGEST_NAME: usize = 1024;
 /// Most dimensions.
 const MOST_DIMS: usize = 32;
 
-/// Longest name of a dimension, in bytes: tract reads it as an expression, a call deeper for each parenthesis.
+/// Longest name of a dimension, in bytes. tract parses it as an expression, one call deeper for each parenthesis.
 const LONGEST_DIM: usize = 256;
 
-/// Elements of one tensor that a few bytes of file make.
+/// Most elements of a tensor that a node makes from a few bytes.
 const MOST_CONSTANT: i64 = 1 << 26;
 
-/// Whether what a graph takes and gives is within bounds. Errors: what is not.
+/// Checks that a graph's signature is within the bounds. Errors: the bound that is exceeded.
 pub fn check_signature(signature: &Signature) -> Result<(), String> {
     for (role, specs) in [("input", &signature.inputs), ("output", &signature.outputs)] {
         if specs.len() > MOST_VALUES {
@@ -42,13 +41,13 @@ pub fn check_signature(signature: &Signature) -> Result<(), String> {
     Ok(())
 }
 
-/// The inputs that a caller feeds: initializers may be listed among the inputs too.
+/// The inputs that a caller feeds. A file may list initializers among its inputs too.
 pub(crate) fn fed(graph: &GraphProto) -> impl Iterator<Item = &ValueInfoProto> {
     let given: HashSet<&str> = graph.initializer.iter().map(|given| given.name.as_str()).collect();
     graph.input.iter().filter(move |input| !given.contains(&*input.name))
 }
 
-/// Whether a graph can be given to tract. Errors: what is wrong with it.
+/// Checks that tract may read a graph. Errors: what is wrong with it.
 pub(crate) fn check_graph(graph: &GraphProto) -> Result<(), String> {
     for (role, count) in [("input", fed(graph).count()), ("output", graph.output.len())] {
         if count > MOST_VALUES {
@@ -90,7 +89,7 @@ fn check_dims(value: &ValueInfoProto) -> Result<(), String> {
     Ok(())
 }
 
-/// tract computes what is constant when it plans: a few bytes of file must not make it fill the memory.
+/// tract computes constants when it plans. A few bytes of a file must not fill the memory.
 fn check_constants(graph: &GraphProto) -> Result<(), String> {
     let mut constants: HashMap<&str, &TensorProto> =
         graph.initializer.iter().map(|given| (given.name.as_str(), given)).collect();
@@ -145,7 +144,7 @@ mod tests {
         tensor_of(name, dims, values)
     }
 
-    /// `y = x`, and what `change` does to it.
+    /// Parses `y = x` after `change` was applied to it.
     fn refused(change: impl FnOnce(&mut GraphProto), why: &str) {
         let mut graph = GraphProto {
             input: vec![value("x", &["n"])],

@@ -1,4 +1,4 @@
-//! An ONNX graph: what it takes and gives, and its evaluation by tract.
+//! An ONNX graph: its signature, and its evaluation by tract.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ use crate::element;
 use crate::external::bring_in;
 use crate::needs::{Leave, Needs, Unbounded, constants};
 
-/// A graph that can be asked.
+/// A graph that can be evaluated.
 pub struct Graph {
     inputs: Vec<Value>,
     outputs: Vec<Value>,
@@ -36,18 +36,18 @@ struct Value {
 
 enum Dim {
     Fixed(usize),
-    /// Dimensions of one name are equal.
+    /// All dimensions of one name have the same size.
     Named(String),
 }
 
-/// How it is evaluated. tract cannot plan every graph while a dimension is open, and of some that it plans it finds only while it
-/// evaluates them that it could not: those are planned for the shapes that come.
+/// The plans of a graph. tract cannot plan every graph with open dimensions. For some graphs it makes such a plan,
+/// but the evaluation fails. These graphs are planned for the shapes of each request.
 struct Plans {
-    /// Good for every shape, unless an evaluation showed that it is not.
+    /// The plan for all shapes. It is not used after an evaluation showed that it fails.
     any: Option<Arc<Plan>>,
     any_failed: AtomicBool,
     model: InferenceModel,
-    /// The latest, newest last.
+    /// The latest plans, newest last.
     per_shape: Mutex<Vec<(Shapes, Arc<Plan>)>>,
 }
 
@@ -60,15 +60,15 @@ struct Plan {
 
 type Shapes = Vec<Vec<usize>>;
 
-/// Shapes whose plans are kept, and bytes of their constants. The latest is kept in any case.
+/// How many plans for shapes are kept, and how many bytes of constants they may have. The latest plan is always kept.
 const KEPT_PLANS: usize = 16;
 const KEPT_BYTES: u64 = 64 << 20;
 
-/// Why there is no answer.
+/// Why an evaluation gave no answer.
 enum Failed {
-    /// The evaluation was not allowed to go on.
+    /// It was not allowed to go on.
     Ended(Error),
-    /// The graph's fault.
+    /// The graph failed.
     Graph(String),
 }
 
@@ -82,10 +82,11 @@ impl From<Failed> for Error {
 }
 
 impl Graph {
-    /// Reads an ONNX file, of operator sets 9 to 18 as a rule. `beside`: the content of a file beside it, which may hold some of its
-    /// weights, or why there is none. Errors: what is wrong with it, naming the operator or the tensor.
+    /// Reads an ONNX file, usually of operator sets 9 to 18. `beside` returns the content of a file beside it that
+    /// holds weights, or says why there is none. Errors: what is wrong with the file, naming the operator or the
+    /// tensor.
     pub fn parse(file: &[u8], beside: &dyn Fn(&str) -> Result<Bytes, String>) -> Result<Self, String> {
-        // Shapes that the file tells of inner values hold for open dimensions only; tract finds them itself.
+        // The shapes of inner values in a file hold for open dimensions only. tract infers them itself.
         let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
         let mut proto = decode(file)?;
         bring_in(&mut proto, beside)?;
@@ -103,24 +104,24 @@ impl Graph {
             set_input(&mut model, at, value, shape)?;
         }
         let symbols = model.symbols.clone();
-        // tract panics where a recurrent operator's batch is open.
+        // tract panics if the batch of a recurrent operator is open.
         let recurs = graph.node.iter().any(|node| matches!(&*node.op_type, "LSTM" | "GRU" | "RNN"));
         let any = if recurs { None } else { plan(model.clone()).ok() };
         let plans = Plans { any, any_failed: AtomicBool::new(false), model, per_shape: Mutex::default() };
         if plans.any.is_none() {
-            // What cannot be planned for one row either is not the open dimensions' fault.
+            // If it cannot be planned for one row either, open dimensions are not the reason.
             plans.for_shapes(&inputs, inputs.iter().map(Value::smallest).collect())?;
         }
         Ok(Self { inputs, outputs, symbols, plans })
     }
 
-    /// What it takes and gives; a dimension without a fixed size is open.
+    /// The signature. A dimension without a fixed size is open.
     pub fn signature(&self) -> Signature {
         let specs = |values: &[Value]| values.iter().map(Value::spec).collect();
         Signature { inputs: specs(&self.inputs), outputs: specs(&self.outputs) }
     }
 
-    /// Bytes of its weights as they are evaluated, and of what else is constant in it.
+    /// Bytes of the weights and all other constants, as they are evaluated.
     pub fn constant_bytes(&self) -> u64 {
         self.plans
             .any
@@ -129,7 +130,8 @@ impl Graph {
             .map_or(0, |plan| plan.constants)
     }
 
-    /// Whether an evaluation with every open dimension at 1 would be allowed, as far as that follows from dimensions. Errors: why not.
+    /// Checks that an evaluation would be allowed if every open dimension had size 1, as far as sizes follow from
+    /// dimensions. Errors: why it would not.
     pub fn rehearse(&self, leave: &mut dyn Leave) -> Result<(), Error> {
         let kept = self.plans.kept();
         let Some(plan) = self.plans.any.as_ref().or(kept.last().map(|(_, plan)| plan)) else { return Ok(()) };
@@ -142,21 +144,21 @@ impl Graph {
         rehearsed.map_err(|error| failed(error).into())
     }
 
-    /// Evaluates it for these inputs, which agree with the signature. Errors: the caller's, where dimensions of one name differ;
-    /// the model's otherwise.
+    /// Evaluates the graph. The inputs must agree with the signature. Errors: invalid argument, if dimensions of one
+    /// name differ; plugin fault.
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
         self.run_within(inputs, &mut Unbounded)
     }
 
-    /// The same, as long as it is allowed. Errors: as [`Graph::run`], and why it is not allowed.
+    /// As [`Graph::run`], but `leave` may end it. Errors: also those of `leave`.
     pub fn run_within(&self, inputs: &[Tensor], leave: &mut dyn Leave) -> Result<Vec<Tensor>, Error> {
         let sizes = self.sizes(inputs)?;
         let answers = self.plans.run(&self.inputs, values(inputs)?, leave)?;
         self.answer(&answers, &sizes)
     }
 
-    /// The same, where a plan for these shapes is there already: making one may take long. `None`: it is not. Errors: as
-    /// [`Graph::run_within`].
+    /// As [`Graph::run_within`], but only if a plan for these shapes exists, because making one may take long.
+    /// `None`: there is none.
     pub fn run_planned(
         &self,
         inputs: &[Tensor],
@@ -172,7 +174,7 @@ impl Graph {
         named.map(|(value, answer)| element::write(&value.name, value.dtype, answer, sizes)).collect()
     }
 
-    /// The size of every named dimension in this request. Errors: the caller's.
+    /// The sizes of the named dimensions in this request. Errors: invalid argument.
     fn sizes(&self, inputs: &[Tensor]) -> Result<SymbolValues, Error> {
         check_names(inputs, |at| self.inputs.get(at).into_iter().flat_map(Value::names))?;
         let mut sizes = SymbolValues::default();
@@ -208,7 +210,7 @@ impl Plans {
                 Err(Failed::Graph(why)) => why,
                 ended => return ended,
             };
-            // Its values may be at fault as well: then the plan for its shapes fails too, and says the same.
+            // The values may also be the reason. Then the plan for their shapes fails too, with the same error.
             let plan = self.for_shapes(inputs, shapes).map_err(Failed::Graph);
             let answers = plan.and_then(|plan| plan.run(values, leave));
             self.any_failed.store(answers.is_ok(), Ordering::Relaxed);
@@ -281,8 +283,8 @@ fn failed(error: TractError) -> Failed {
     }
 }
 
-/// Whether dimensions of one name have one size in a request; `names` tells those of an input, `None` for a dimension without.
-/// Errors: invalid argument, when two of one name differ: a backend would compute with the first.
+/// Checks that all dimensions of one name have one size in a request. `names` lists the dimensions of an input, with
+/// `None` for a dimension without a name. Errors: invalid argument, because a backend would use the first size.
 pub fn check_names<'a, Names: Iterator<Item = Option<&'a str>>>(
     inputs: &[Tensor],
     names: impl Fn(usize) -> Names,
@@ -368,7 +370,7 @@ pub(crate) fn decode(file: &[u8]) -> Result<ModelProto, String> {
         .map_err(|error| format!("it is no ONNX file, or a truncated one: {error:#}"))
 }
 
-/// Operators whose work follows from values, not from the shapes of what a caller feeds: turns of a loop, sizes of what is filled.
+/// Operators whose work depends on values, for example the turns of a loop or the size of a filled tensor.
 const UNBOUNDED: [&str; 11] = [
     "ConstantOfShape",
     "Expand",
@@ -386,8 +388,8 @@ const UNBOUNDED: [&str; 11] = [
 /// Largest file that [`is_bounded`] reads.
 const SMALL_FILE: usize = 1 << 20;
 
-/// Whether a graph's work follows from the shapes of what a caller feeds alone, so that equal shapes take equal time. Only small files are
-/// looked into; of others it says no.
+/// Whether a graph's work depends only on the shapes of its inputs, so that equal shapes take equal time. False for
+/// large files, because these are not decoded.
 pub fn is_bounded(file: &[u8]) -> bool {
     if file.len() > SMALL_FILE {
         return false;

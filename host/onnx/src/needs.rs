@@ -1,7 +1,8 @@
-//! What an evaluation takes of memory between its inputs and its outputs, operator by operator.
+//! The memory that an evaluation needs between its inputs and its outputs, operator by operator.
 //!
-//! It is known before an operator runs: from the sizes of dimensions, and for a range from its ends. What other operators bring whose output follows
-//! from values (indices of what is not zero, say) is no larger than what they read, and is counted when it is there.
+//! The size of an operator's output is known before the operator runs. It follows from the sizes of dimensions, and
+//! for a range from its ends. Some other outputs depend on values, for example the indices of non-zero elements.
+//! These are no larger than the operator's input, and are counted afterwards.
 
 use modelhost_core::error::Error;
 use tract_onnx::prelude::*;
@@ -12,19 +13,19 @@ use tract_onnx::tract_core::ops::logic::IfThenElse;
 use tract_onnx::tract_core::ops::scan::{OptScan, Scan};
 use tract_onnx::tract_core::{plan, tract_data::TooEarly};
 
-/// What an evaluation is allowed. Asked between operators.
+/// Permission for an evaluation. It is asked between operators.
 pub trait Leave {
-    /// So many bytes more. Errors: why there are not so many.
+    /// Takes memory. Errors: why there is not enough.
     fn take(&mut self, bytes: u64) -> Result<(), Error>;
 
-    /// So many bytes less.
+    /// Gives memory back.
     fn give_back(&mut self, bytes: u64);
 
-    /// Errors: why it shall not go on.
+    /// Whether the evaluation may go on. Errors: why it must end.
     fn go_on(&self) -> Result<(), Error>;
 }
 
-/// All that it likes: what runs in a component is bounded as a whole.
+/// No bounds. A component's memory is bounded as a whole.
 pub(crate) struct Unbounded;
 
 impl Leave for Unbounded {
@@ -39,20 +40,21 @@ impl Leave for Unbounded {
     }
 }
 
-/// What each node of a plan takes.
+/// The needs of each node of a plan.
 pub(crate) struct Needs(Vec<Need>);
 
 struct Need {
-    /// Its outputs.
+    /// Bytes of its outputs.
     outputs: TDim,
-    /// The values of graphs in it (a loop's turn, the branches of a condition): all of them, because they are small as a rule.
+    /// Bytes of each value of the graphs inside it, i.e. the body of a loop or the branches of a condition. These
+    /// graphs are usually small, so all values are counted at once.
     inside: Vec<TDim>,
-    /// How often its outputs are read. What the graph gives is read once more.
+    /// How often its outputs are read. An output of the whole graph counts once more.
     reads: usize,
 }
 
 impl Needs {
-    /// Errors: a range in a loop, whose ends nobody knows beforehand.
+    /// Errors: a range inside a loop, because its size is not known beforehand.
     pub(crate) fn of(model: &TypedModel) -> Result<Self, String> {
         let need = |node: &TypedNode| {
             let mut inside = Vec::new();
@@ -69,14 +71,14 @@ impl Needs {
         Ok(Self(needs))
     }
 
-    /// An evaluation begins.
+    /// Begins an evaluation.
     pub(crate) fn begin<'a>(&'a self, leave: &'a mut dyn Leave) -> Holding<'a> {
         let left = self.0.iter().map(|need| need.reads).collect();
         Holding { needs: self, left, held: vec![0; self.0.len()], leave }
     }
 }
 
-/// The constants of a plan.
+/// Bytes of a plan's constants.
 pub(crate) fn constants(model: &TypedModel) -> u64 {
     let constants = model.nodes().iter().filter(|node| node.op_is::<Const>());
     constants.map(|node| u64::try_from(bytes(node).to_i64().unwrap_or(0)).unwrap_or(0)).sum()
@@ -108,18 +110,18 @@ fn look_inside(body: &TypedModel, inside: &mut Vec<TDim>) -> Result<(), String> 
     Ok(())
 }
 
-/// What an evaluation holds.
+/// The memory that an evaluation holds.
 pub(crate) struct Holding<'a> {
     needs: &'a Needs,
-    /// How often each node's outputs will still be read.
+    /// How often the outputs of each node will still be read.
     left: Vec<usize>,
-    /// Bytes of each node's outputs.
+    /// Bytes of the outputs of each node.
     held: Vec<u64>,
     leave: &'a mut dyn Leave,
 }
 
 impl Holding<'_> {
-    /// Evaluates a node, if that is allowed. Errors: why not ([`Error`]), and the node's.
+    /// Evaluates a node if that is allowed. Errors: the refusal, as an [`Error`]; those of the node.
     pub(crate) fn evaluate(
         &mut self,
         context: &EvalContext<'_>,
@@ -144,7 +146,8 @@ impl Holding<'_> {
         Ok(values)
     }
 
-    /// The same without evaluating anything, in this order, as far as it follows from these sizes. Errors: why it is not allowed.
+    /// Takes and gives back the memory of all nodes in this order, but evaluates none. Stops where a size depends on
+    /// values. Errors: the refusal, as an [`Error`].
     pub(crate) fn rehearse(
         mut self,
         model: &TypedModel,
@@ -163,7 +166,7 @@ impl Holding<'_> {
         self.needs.0.get(node.id).map_or(Ok(None), |need| evaluated(&need.outputs, symbols))
     }
 
-    /// Takes what is known of its outputs, and what is inside. Says how much the latter is.
+    /// Takes the known bytes of a node's outputs, and those inside it. Returns the latter.
     fn take(&mut self, symbols: &SymbolValues, node: &TypedNode, outputs: Option<u64>) -> TractResult<u64> {
         let inside = self.needs.0.get(node.id).into_iter().flat_map(|need| &need.inside);
         let inside = inside.map(|bytes| Ok(evaluated(bytes, symbols)?.unwrap_or(0)));
@@ -180,7 +183,7 @@ impl Holding<'_> {
         }
     }
 
-    /// It has run: what was inside it is gone, and what nobody else reads.
+    /// Gives back what was inside a node, and the inputs that no other node reads.
     fn let_go(&mut self, node: &TypedNode, inside: u64) {
         let mut gone = inside;
         for input in &node.inputs {
@@ -203,7 +206,7 @@ impl Drop for Holding<'_> {
     }
 }
 
-/// `None`: it follows from values. Errors: no number of bytes.
+/// `None` if the size depends on values. Errors: the size overflows.
 fn evaluated(bytes: &TDim, symbols: &SymbolValues) -> TractResult<Option<u64>> {
     match bytes.eval_to_i64(symbols) {
         Ok(bytes) => Ok(Some(u64::try_from(bytes).unwrap_or(0))),
@@ -212,7 +215,7 @@ fn evaluated(bytes: &TDim, symbols: &SymbolValues) -> TractResult<Option<u64>> {
     }
 }
 
-/// What a range will bring: as many numbers as lie between two values. `None`: it is no range.
+/// Bytes of a range, from its ends. `None` for other operators.
 fn as_told(node: &TypedNode, inputs: &[TValue], symbols: &SymbolValues) -> TractResult<Option<u64>> {
     let [start, end, step] = inputs else { return Ok(None) };
     if !node.op_is::<Range>() {

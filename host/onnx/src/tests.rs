@@ -1,4 +1,4 @@
-//! Answers against onnxruntime's: see tests/fixtures/onnx.
+//! Compares answers with onnxruntime's. See tests/fixtures/onnx.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -22,7 +22,7 @@ use build::{encoded, node, tensor_of, value};
 
 pub(crate) mod build;
 
-/// Largest difference from onnxruntime: absolute below 1, relative above.
+/// Largest difference from onnxruntime's answer: absolute below 1, relative above.
 const TOLERANCE: f64 = 1e-5;
 
 fn fixtures() -> PathBuf {
@@ -33,7 +33,7 @@ fn read(name: &str) -> Vec<u8> {
     fs::read(fixtures().join(name)).unwrap()
 }
 
-/// A graph in one file.
+/// Parses a graph without files beside it.
 fn parse(file: &[u8]) -> Result<Graph, String> {
     Graph::parse(file, &|name| Err(format!("no file {name:?}")))
 }
@@ -178,7 +178,7 @@ fn a_file_truncated_anywhere_is_an_error_or_a_graph_and_never_a_panic() {
     assert!(parse(b"").is_err());
 }
 
-/// Allows so many bytes at once, and so many operators.
+/// Allows a number of bytes at once, and a number of operators.
 struct Counted {
     most: u64,
     held: u64,
@@ -246,7 +246,7 @@ fn an_evaluation_ends_between_two_operators() {
     assert_eq!((ended.code, &*ended.message), (ErrorCode::DeadlineExceeded, "it ends"));
 }
 
-/// The value is the caller's, and a range is as long as it says.
+/// A caller's value decides the length of a range.
 #[test]
 fn a_range_is_counted_before_it_is_made() {
     let graph = GraphProto {
@@ -273,7 +273,7 @@ fn a_range_is_counted_before_it_is_made() {
     }
 }
 
-/// Making a plan takes long: whoever must not wait gets none.
+/// Making a plan takes long, so `run_planned` must not make one.
 #[test]
 fn nothing_is_planned_for_whoever_must_not_wait() {
     let (graph, mut leave) = (graph("lstm"), Counted::new(u64::MAX, 10_000));

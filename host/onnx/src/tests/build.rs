@@ -1,4 +1,4 @@
-//! Small graphs, as an author's file has them.
+//! Builds small ONNX files.
 
 use prost::Message as _;
 use tract_onnx::pb::tensor_proto::DataType;
@@ -8,7 +8,7 @@ use tract_onnx::pb::{
     ValueInfoProto, type_proto,
 };
 
-/// Dimensions are sizes or names.
+/// A dimension is a size or a name.
 pub(crate) fn value(name: &str, datatype: DataType, dims: &[&str]) -> ValueInfoProto {
     let dim = |dim: &&str| Dimension {
         value: Some(match dim.parse() {
@@ -33,7 +33,7 @@ pub(crate) fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
     }
 }
 
-/// What an initializer may be made of here.
+/// A number of an initializer.
 pub(crate) trait Number: bytemuck::Pod {
     const TYPE: DataType;
 }
@@ -56,7 +56,7 @@ pub(crate) fn tensor_of<N: Number>(name: &str, dims: &[i64], values: &[N]) -> Te
     }
 }
 
-/// The file.
+/// Encodes the file.
 pub(crate) fn encoded(graph: GraphProto) -> Vec<u8> {
     let opset = OperatorSetIdProto { version: 13, ..Default::default() };
     let model = ModelProto { graph: Some(graph), opset_import: vec![opset], ..ModelProto::default() };
