@@ -1,4 +1,5 @@
-//! What one version's graphs hold of memory: weights, tensors that are being evaluated, and what that takes between input and output.
+//! Counts the memory of a version's graphs: weights, tensors of running evaluations, and what these need between
+//! inputs and outputs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,16 +10,16 @@ use modelhost_onnx::Leave;
 
 use crate::backend::{Stop, left};
 
-/// One version's account. What an evaluation takes between input and output is counted where tract evaluates ([`Taking`]); CUDA caps it by
-/// the same limit; of ONNX Runtime on the processor and of WebGPU nobody knows it.
+/// The account of one version. An evaluation by tract is counted ([`Taking`]). CUDA has the same limit. The needs of
+/// ONNX Runtime on the processor and of WebGPU are not known.
 pub(crate) struct Memory {
-    /// Bytes that may be held.
+    /// The bound in bytes.
     pub(crate) limit: u64,
     weights: AtomicU64,
     tensors: AtomicU64,
 }
 
-/// Bytes that are held until this is dropped.
+/// Counted bytes. Dropping this gives them back.
 pub struct Held {
     memory: Arc<Memory>,
     bytes: u64,
@@ -42,7 +43,7 @@ impl Memory {
         Error::new(ErrorCode::TooLarge, text)
     }
 
-    /// Errors: resource exhausted; `too_many`, when they would not fit alone either.
+    /// Errors: resource exhausted; `too_many`, if they exceed the limit alone.
     pub(crate) fn tensors(self: &Arc<Self>, tensors: &[Tensor], too_many: ErrorCode) -> Result<Held, Error> {
         let bytes = tensors.iter().map(|tensor| tensor.data().len() as u64).sum();
         self.hold(bytes, |memory| &memory.tensors).map_err(|held| {
@@ -57,18 +58,18 @@ impl Memory {
         })
     }
 
-    /// Bytes of weights, and of tensors.
+    /// Bytes of weights and of tensors.
     pub(crate) fn held(&self) -> (u64, u64) {
         (self.weights.load(Ordering::Relaxed), self.tensors.load(Ordering::Relaxed))
     }
 
-    /// What one evaluation takes beside its inputs and outputs: nothing yet.
+    /// The account of one evaluation, empty at first.
     pub(crate) fn taking<'a>(self: &Arc<Self>, stop: Option<&'a Stop>) -> Taking<'a> {
         let held = Held { memory: Arc::clone(self), bytes: 0, of: |memory| &memory.tensors };
         Taking { held, stop }
     }
 
-    /// Errors: what is held already.
+    /// Errors: the bytes that are held already.
     fn hold(self: &Arc<Self>, bytes: u64, of: fn(&Self) -> &AtomicU64) -> Result<Held, u64> {
         self.add(bytes, of)?;
         Ok(Held { memory: Arc::clone(self), bytes, of })
@@ -93,13 +94,13 @@ impl Memory {
 }
 
 impl Held {
-    /// Weights that turned out to be more. Errors: too large.
+    /// Raises the number of bytes, if weights turn out to be larger. Errors: too large.
     pub(crate) fn grow_to(&mut self, bytes: u64) -> Result<(), Error> {
         let more = bytes.saturating_sub(self.bytes);
         self.grow(more).map_err(|held| self.memory.too_large(more, held))
     }
 
-    /// Errors: what is held already.
+    /// Errors: the bytes that are held already.
     fn grow(&mut self, bytes: u64) -> Result<(), u64> {
         self.memory.add(bytes, self.of)?;
         self.bytes += bytes;
@@ -113,14 +114,14 @@ impl Held {
     }
 }
 
-/// What an evaluation takes between its inputs and its outputs.
+/// Counts what an evaluation needs between its inputs and outputs.
 pub(crate) struct Taking<'a> {
     held: Held,
     stop: Option<&'a Stop>,
 }
 
 impl Leave for Taking<'_> {
-    /// Errors: resource exhausted; plugin fault, when it would not fit alone either.
+    /// Errors: resource exhausted; plugin fault, if it exceeds the limit alone.
     fn take(&mut self, bytes: u64) -> Result<(), Error> {
         let own = self.held.bytes.saturating_add(bytes);
         self.held.grow(bytes).map_err(|held| {

@@ -1,4 +1,5 @@
-//! tract: pure Rust, always there. Several threads evaluate one plan at once. An evaluation stops between two operators.
+//! tract: pure Rust, always available. Several threads evaluate one plan at once. An evaluation can be stopped
+//! between two operators.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,9 +20,10 @@ pub(crate) struct Tract {
 }
 
 impl Tract {
-    /// Errors: plugin fault, naming what is wrong with the file; too large, also when a single row takes more than there may be.
+    /// Errors: plugin fault, naming what is wrong with the file; too large, also if one row alone needs more memory
+    /// than the limit.
     pub(crate) fn open(file: &GraphFile, memory: &Arc<Memory>) -> Result<Self, Error> {
-        // What the files hold beside the weights is small.
+        // A file holds little beside its weights.
         let mut weights = memory.weights(file.bytes)?;
         let beside = |name: &str| {
             let known = file.beside.iter().find(|(known, _)| known == name);
@@ -30,7 +32,7 @@ impl Tract {
         let parsed = catch_unwind(AssertUnwindSafe(|| Graph::parse(&file.content, &beside)))
             .unwrap_or_else(|_| Err("tract panicked over it".to_owned()));
         let graph = parsed.map_err(Error::fault)?;
-        // What is computed once and for all may be more than the file.
+        // Computed constants may be larger than the file.
         weights.grow_to(graph.constant_bytes())?;
         graph.rehearse(&mut memory.taking(None)).map_err(|error| match error.code {
             ErrorCode::PluginFault => error.with_code(ErrorCode::TooLarge).within("one row"),

@@ -1,6 +1,6 @@
-//! Graphs that nobody has read yet. What reading one takes of time and memory is its author's choice, and nothing can stop a backend that reads:
-//! so it is read once where it can be ended, in a process of its own, before it is read in the host's. What is read again the same way takes
-//! the same time and memory.
+//! Graphs that were not read yet. An author decides how much time and memory reading a graph takes, and nothing can
+//! stop a backend that reads. So another process, which can be killed, reads a graph before the host does. Reading it
+//! again takes the same time and memory.
 
 use std::path::PathBuf;
 use std::thread;
@@ -16,18 +16,18 @@ use crate::onnxruntime::{Device, OnnxRuntime, Settings};
 use crate::reading::STACK;
 use crate::tract::Tract;
 
-/// Graphs, the files beside them, and what is to read them.
+/// Graphs, the files beside them, and what reads them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Untried {
     /// Those whose name ends in `.onnx` are graphs.
     pub files: Vec<(String, Bytes)>,
-    /// The library of ONNX Runtime; without one, tract reads them.
+    /// The library of ONNX Runtime. Without one, tract reads the graphs.
     pub onnxruntime: Option<PathBuf>,
 }
 
 impl Untried {
-    /// Reads each graph and forgets it, on a stack smaller than the host's. Who is wrong with a file finds out when it is read for good: here only what it
-    /// takes counts. Errors: resource exhausted, when there is no memory for one.
+    /// Reads each graph and drops it, on a smaller stack than the host's. Other errors are ignored, because the host
+    /// finds them when it reads the graph itself. Errors: resource exhausted, if there is not enough memory.
     pub fn read(&self) -> Result<(), Error> {
         let no_thread = |error| Error::internal("no thread reads the graphs").because(error);
         thread::scope(|scope| {
@@ -49,7 +49,7 @@ impl Untried {
     }
 }
 
-/// On the processor, whatever device is meant: what a device cannot do is found out when it is read for good.
+/// Uses the processor, whatever the target is. The host finds out later what a device cannot do.
 fn read(library: Option<Library>, file: &GraphFile) -> Result<(), Error> {
     let memory = Memory::new(u64::MAX);
     let Some(library) = library else { return Tract::open(file, &memory).map(drop) };
