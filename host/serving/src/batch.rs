@@ -1,8 +1,9 @@
-//! Joins requests to a version without graphs that asks for it: those that come within its delay are answered by one instance.
+//! Joins requests to a version without graphs, if its manifest asks for it. Requests that arrive within the delay are
+//! answered by one instance.
 //!
-//! What is joined agrees in parameters, outputs asked for, and everything but rows; the rule is `core::batch`'s. Where a joined request
-//! fails, each member is asked alone, so that the one at fault fails alone. A request waits its delay also when nobody else comes: nobody
-//! knows that beforehand.
+//! Joined requests agree in parameters, requested outputs, and everything but their rows (see `core::batch`). If a
+//! joint run fails, each member is run alone, so that only the bad request fails. A request waits for the whole delay
+//! even if no other one comes, because that is not known beforehand.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,28 +20,28 @@ use crate::pause::pause;
 use crate::residence::Ready;
 use crate::threads::Threads;
 
-/// The requests of one version that wait for others.
+/// The waiting requests of one version.
 pub(crate) struct Batcher {
     most: u64,
     waiting: Mutex<Waiting>,
-    /// A batch is due earlier than it was.
+    /// Notified when a batch is due earlier than before.
     earlier: Notify,
-    /// Of what ran.
+    /// Rows per run.
     pub(crate) rows: Counts,
 }
 
 struct Waiting {
     gather: Gather<Asked>,
-    /// A task takes out what is due.
+    /// Whether a task takes out due batches.
     is_driven: bool,
 }
 
-/// A request and whoever asks it.
+/// A request and its caller.
 struct Asked {
     request: Arc<InferRequest>,
     model: Ready,
     threads: Arc<Threads>,
-    /// Its part of runs that failed.
+    /// Its share of the processor time of failed runs.
     spent: Duration,
     reply: oneshot::Sender<Outcome>,
 }
@@ -69,8 +70,8 @@ impl Batcher {
         })
     }
 
-    /// Answers the request, with others if they come in time, and says what part of the processor time was its own. What was joined runs
-    /// to its end, whoever leaves; a member waits no longer than its own deadline.
+    /// Answers the request, together with others that come in time. Also returns its share of the processor time. A
+    /// joint run goes on to its end even if callers leave. A member waits no longer than its own deadline.
     pub(crate) async fn infer(
         self: Arc<Self>,
         model: Ready,
@@ -118,7 +119,7 @@ impl Batcher {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sees to it that what is due is taken out.
+    /// Makes sure that a task takes out due batches.
     fn drive(self: &Arc<Self>, waiting: &mut Waiting, threads: Arc<Threads>) {
         if !waiting.is_driven {
             waiting.is_driven = true;
@@ -130,7 +131,7 @@ impl Batcher {
         }
     }
 
-    /// What is due, or when something will be. Nobody waits: `None`, and nobody drives.
+    /// The next due batch, or when one will be due. If no request waits, returns `None` and the task ends.
     fn next(&self) -> Option<Result<Batch<Asked>, Instant>> {
         let mut waiting = self.waiting();
         let next = waiting.gather.take(Instant::now()).map(Ok).or_else(|| waiting.gather.due().map(Err));
@@ -138,7 +139,7 @@ impl Batcher {
         next
     }
 
-    /// Takes out what is due, while anybody waits.
+    /// Takes out due batches as long as requests wait.
     async fn take_out(self: Arc<Self>) {
         while let Some(next) = self.next() {
             match next {
@@ -167,7 +168,7 @@ impl Batcher {
             Err(error) => (Err(error), None),
         };
         let (outputs, used) = outcome;
-        // All of it is somebody's, also what was done for those who left.
+        // The callers that are still here share all of the time.
         let here = batch.members().iter().filter(|member| !member.request.reply.is_closed()).count();
         let share = used.map(|used| used / u32::try_from(here.max(1)).unwrap_or(u32::MAX));
         match batch.settle(outputs) {
@@ -217,7 +218,7 @@ mod tests {
     use crate::fakes::echo;
     use crate::meter::thread_time;
 
-    /// Doubles; 13 is poison, and two rows take their time to fail of it. Remembers what it was asked.
+    /// Doubles its input and records it. Fails on 13. A joint run takes processor time before it fails.
     struct Doubler {
         report: LoadReport,
         asked: Mutex<Vec<Vec<u8>>>,
@@ -254,7 +255,7 @@ mod tests {
         fn rest(&self) {}
     }
 
-    /// Processor time.
+    /// Processor time until a joint run fails.
     const FAILS_IN: Duration = Duration::from_millis(6);
 
     fn doubler() -> Arc<Doubler> {
@@ -266,7 +267,7 @@ mod tests {
         Arc::new(Doubler { report, asked: Mutex::default() })
     }
 
-    /// What became of each request, and the processor time that it took.
+    /// The answer to a request, and its processor time.
     type Came = (Result<Vec<u8>, Error>, Option<Duration>);
 
     async fn ask(model: &Arc<Doubler>, max_batch: u32, requests: &[&[u8]]) -> Vec<Came> {
@@ -315,7 +316,7 @@ mod tests {
         Arc::new(InferRequest { inputs: vec![input.unwrap()], ..InferRequest::default() })
     }
 
-    /// A member with little time and one with much are answered together by a model that never ends.
+    /// A model that never ends answers two members together. One has a short deadline, the other a long one.
     #[tokio::test]
     async fn a_member_waits_no_longer_than_its_own_deadline_and_the_run_goes_on() {
         let batcher = Batcher::new(Batching { max_batch: 2, max_delay: Duration::from_secs(1) });

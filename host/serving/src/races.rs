@@ -1,12 +1,12 @@
-//! What races, under schedules that a machine seldom takes: shuttle runs threads in thousands of orders, and tells when none can go on.
+//! Race tests. shuttle runs threads in thousands of orders, and detects deadlocks.
 
 mod admission;
 mod residence;
 
-/// What the sources under test are made of.
+/// What the tested sources are made of.
 mod sync {
     pub(super) use shuttle::sync::{Mutex, MutexGuard};
 }
 
-/// Orders that are tried of each test.
+/// How many orders each test tries.
 const ORDERS: usize = 3000;

@@ -16,7 +16,7 @@ fn admission(instances: u32, queue: u32) -> Admission {
     Admission::new(&Bounds { instances, queue, ..Bounds::default() })
 }
 
-/// A version of this model that usually runs so long.
+/// A version of this model with this usual run time.
 fn line(model: &str, usual_run: Duration) -> Arc<Line> {
     line_of(model, 64, usual_run)
 }
@@ -38,7 +38,7 @@ fn after(limit: Duration) -> Deadline {
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(1);
 
-/// Enters and stays in the queue; the future waits from its first poll on.
+/// Enters the queue. The future waits from its first poll on.
 async fn queued<'a>(
     admission: &'a Admission,
     line: &'a Arc<Line>,
@@ -108,7 +108,7 @@ async fn refuses_who_would_wait_past_its_deadline() {
         admission.enter(&a, Instant::now(), after(Duration::from_millis(300))).await.map(drop).unwrap_err();
     assert!(refused.message.contains("would wait about 500 ms"), "{refused}");
     assert_eq!(admission.totals().hopeless, 1);
-    // Another model does not stand behind those ten: it is served in turn.
+    // Another model does not wait behind these ten requests. It gets its turn.
     let b = line("m/b", Duration::from_millis(100));
     assert!(
         timeout(SHORT, admission.enter(&b, Instant::now(), after(Duration::from_millis(300)))).await.is_err(),
@@ -130,7 +130,7 @@ async fn models_take_turns_by_the_time_they_use() {
     while order.len() < 8 {
         drop(running.take());
         waiting.retain_mut(|(name, future)| {
-            // The one that was granted is ready at its next poll.
+            // The granted future is ready at its next poll.
             let mut context = std::task::Context::from_waker(Waker::noop());
             match future.as_mut().poll(&mut context) {
                 std::task::Poll::Ready(permit) => {

@@ -1,4 +1,5 @@
-//! A deployment's queue: who arrives, waits, runs and leaves, while it is shed, closed and given other bounds.
+//! Race tests of a deployment's queue: requests arrive, wait, run and leave, while the queue sheds, closes and gets
+//! new bounds.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,21 +30,21 @@ fn bounds(instances: u32, queue: u32) -> Bounds {
     Bounds { instances, queue, ..Bounds::default() }
 }
 
-/// A version of this model that runs so often at once.
+/// A version of this model that may run so often at once.
 fn line(model: &str, concurrency: u32) -> Arc<Line> {
     let mut version = Arc::into_inner(version(model, 1, 64)).unwrap();
     version.package.limits = Limits { concurrency, ..version.package.limits };
     Line::new(&version, Arc::new(Counts::default()) as Arc<dyn Recorder>)
 }
 
-/// What a caller does that has to wait.
+/// What a caller does when it has to wait.
 #[derive(Clone, Copy)]
 enum Caller {
     Stays,
     Leaves,
 }
 
-/// Says what became of it; nothing of one that left.
+/// The outcome of a call. `None` if the caller left.
 type Outcome = Option<Result<(), ErrorCode>>;
 
 fn call(admission: &Admission, line: &Arc<Line>, caller: Caller) -> Outcome {
@@ -71,8 +72,8 @@ fn start(admission: &Arc<Admission>, line: &Arc<Line>, caller: Caller) -> JoinHa
     thread::spawn(move || call(&admission, &line, caller))
 }
 
-/// Two callers of each line stay and one leaves, while `event` happens. All end, and nothing is held then. Returns what became of
-/// those who stayed.
+/// For each line, two callers stay and one leaves, while `event` happens. Checks that all end and nothing is held.
+/// Returns the outcomes of those that stayed.
 fn check(
     admission: &Arc<Admission>,
     lines: &[Arc<Line>],
@@ -137,7 +138,7 @@ fn other_bounds_stop_nobody_who_waits() {
     shuttle::check_random(changes, ORDERS);
 }
 
-/// Nobody gives an instance back: the bounds alone let the second one run.
+/// No instance is given back. Only the new bounds let the second request run.
 #[test]
 fn raised_bounds_wake_whoever_waits() {
     let raises = || {

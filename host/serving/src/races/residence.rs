@@ -1,4 +1,4 @@
-//! A version's residence: whoever asks, and what happens to it meanwhile.
+//! Race tests of a version's residence: requests ask for it while other events happen.
 
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ use residence::{Asked, Residence, Wait, Who};
 #[expect(dead_code, reason = "some of it is for the other tests")]
 mod residence;
 
-/// Asks, and loads where it falls to it.
+/// Asks for the version, and loads it if told to.
 fn ask(residence: &Residence, who: Who, loads: bool) -> Result<Option<Wait>, Error> {
     match residence.ask(who, Instant::now(), 100)? {
         Asked::There(_) => Ok(None),
@@ -34,7 +34,8 @@ fn ask(residence: &Residence, who: Who, loads: bool) -> Result<Option<Wait>, Err
     }
 }
 
-/// Three ask while `event` happens; all who were told to wait are answered once nobody loads. Returns whether it stays in memory.
+/// Three threads ask while `event` happens. Checks that all waiting ones have an answer once no load runs. Returns
+/// whether the version stays in memory.
 fn check(loads: bool, event: fn(&Residence)) -> bool {
     let residence = Arc::new(Residence::new(false));
     let asks: Vec<_> = (0..3)
