@@ -1,4 +1,5 @@
-//! Generated from `wit/`. Typed on purpose: the dynamic `Val` path is three hundred times slower for tensors.
+//! Generated from `wit/`. The bindings are typed, because the dynamic `Val` is three hundred times slower for
+//! tensors.
 
 #![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 

@@ -1,9 +1,10 @@
-//! Compiles components and tries graphs, each in a process of its own. What that takes of time and memory is an author's choice, so it is
-//! bounded, less urgent than all that serves, and ended with whoever asked for it.
+//! Compiles components and tries graphs, each in a process of its own. An author decides how much time and memory
+//! that takes. So the processes are bounded, have a low priority, and end when their caller leaves.
 //!
-//! The one idea to know: a process has a turn of [`SLICE`], and [`TURNS`] have one at once. What takes longer goes on in the one
-//! slow lane, less urgent still, or starts again there when that is taken. So whatever is done within its turn waits at most a slice
-//! for every [`TURNS`] that came before it, whatever they are. All of this is processor time: that the machine is busy is nobody's fault.
+//! The main idea: a process has a turn of [`SLICE`], and [`TURNS`] processes have one at once. A longer job goes on
+//! in the single slow lane, with an even lower priority. If the slow lane is taken, it waits and starts again. So a
+//! job that ends within its turn waits for at most one slice per [`TURNS`] earlier jobs. All these times are
+//! processor time, because an author is not at fault for a busy machine.
 
 mod process;
 mod wire;
@@ -28,48 +29,48 @@ use wire::{Answer, Compile, Job, Task};
 pub(crate) use wire::{Kind, Value};
 pub use worker::run as run_compiler;
 
-/// The subcommand that makes an executable a compiler: it calls [`run_compiler`].
+/// The subcommand of an executable that calls [`run_compiler`].
 pub const COMPILE: &str = "compile";
 
 /// Processes that have a turn at once.
 const TURNS: usize = 2;
 
-/// How long a turn is, in processor time.
+/// The length of a turn in processor time.
 const SLICE: Duration = Duration::from_secs(5);
 
-/// How often a process's time is looked at.
+/// How often the processor time of a process is read.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// A process that gets nothing of a processor for so long is given up.
+/// A process that gets no processor time for so long is ended.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Processes that run and wait; one more is refused.
+/// Running and waiting processes. Further ones are refused.
 const PLACES: usize = 32;
 
-/// Bytes of compiled functions that are kept in memory: a version's snapshot has its runtime's functions, so that only its
-/// first version compiles them. The largest shipped runtime, `onnx-sandboxed`, has 57 MB of them, and nearly as many again in its
-/// snapshots.
+/// Bytes of compiled functions in memory. A version's snapshot has the functions of its runtime, so only the first
+/// version of a runtime compiles them. The largest shipped runtime, `onnx-sandboxed`, has 57 MB of functions, and its
+/// snapshots have nearly as many again.
 const FUNCTION_CACHE_BYTES: u64 = 128 << 20;
 
-/// What a snapshot takes while it is made, for each byte of the instance: the byte, the segments, the component, its image. What reading a
-/// graph takes for each byte of its files: the byte, the message, the tensors, the plan.
+/// Copies of each byte of an instance while a snapshot is made: the byte, the segments, the component and its image.
+/// Also the copies of each byte of a graph's files while it is read: the byte, the message, the tensors and the plan.
 const COPIES: u64 = 6;
 
-/// Versions whose graphs are remembered as tried.
+/// How many tried sets of graphs are remembered.
 const MAX_TRIED: u64 = 10_000;
 
-/// A function's code by a hash of what it is compiled from.
+/// The code of functions, by a hash of their source.
 type Functions = Vec<(Bytes, Bytes)>;
 
-/// What came of a compilation.
+/// The result of a compilation.
 pub(crate) enum Compiled {
-    /// The bytes that the cache keeps.
+    /// The code, for the cache.
     Code(Bytes),
-    /// It cannot be instrumented, and why.
+    /// The component cannot be instrumented. Holds the reason.
     Refused(String),
 }
 
-/// Who compiles.
+/// Starts and bounds the processes.
 pub(crate) struct Compiler {
     command: Option<PathBuf>,
     deadline: Duration,
@@ -77,11 +78,11 @@ pub(crate) struct Compiler {
     places: Semaphore,
     turns: Semaphore,
     slow: Semaphore,
-    /// Started ahead, so that nobody waits for it to start.
+    /// Started ahead, so that no job waits for it.
     ready: Mutex<Option<Process>>,
-    /// By component.
+    /// Compiled functions by component.
     functions: moka::sync::Cache<Digest, Arc<Functions>>,
-    /// By graphs.
+    /// Tried graphs by their digest.
     tried: moka::sync::Cache<Digest, ()>,
 }
 
@@ -104,7 +105,7 @@ impl Compiler {
         }
     }
 
-    /// Waits for a turn. Errors: resource exhausted, when too many wait.
+    /// Waits for a turn. Errors: resource exhausted, if too many wait.
     pub(crate) async fn turn(&self) -> Result<Turn<'_>, Error> {
         let full = |_| {
             let text = format!("{PLACES} components are being compiled, graphs tried, or wait for it");
@@ -115,8 +116,9 @@ impl Compiler {
         Ok(Turn { compiler: self, _place: place, turn })
     }
 
-    /// Reads graphs where they can be ended, and nobody else comes to harm. What it finds wrong with them is not told: whoever reads them after
-    /// this finds it too. Errors: plugin fault, when that takes more than it may, or ends the process; resource exhausted; internal.
+    /// Reads graphs in another process. Other errors in them are not reported, because this process finds them when
+    /// it reads the graphs itself. Errors: plugin fault, if reading takes too much time or memory, or crashes;
+    /// resource exhausted; internal.
     pub(crate) async fn try_graphs(&self, untried: Untried) -> Result<(), Error> {
         if self.command.is_none() {
             return Ok(());
@@ -142,12 +144,12 @@ impl Compiler {
         }
     }
 
-    /// Memory for a process that is sent so much.
+    /// The memory bound of a process that is sent so many bytes.
     fn bytes_for(&self, held: u64) -> u64 {
         self.bytes.saturating_add(held.saturating_mul(COPIES))
     }
 
-    /// Within the turn, or in the slow lane.
+    /// Runs a job within its turn, or in the slow lane.
     async fn run(&self, job: Arc<Job>, turn: SemaphorePermit<'_>) -> Result<Answer, Error> {
         let mut running = self.start(&job)?;
         if let Some(answer) = self.within(SLICE.min(self.deadline), &mut running).await? {
@@ -157,7 +159,7 @@ impl Compiler {
             return Err(self.too_long(&job));
         }
         let Ok(_slow) = self.slow.try_acquire() else {
-            // Its memory is freed while it waits.
+            // Frees its memory while it waits.
             drop((running, turn));
             let _slow = self.slow.acquire().await.map_err(|_| Error::internal("shutting down"))?;
             let mut running = self.start(&job)?;
@@ -173,8 +175,8 @@ impl Compiler {
         self.within(self.deadline, running).await?.ok_or_else(|| self.too_long(job))
     }
 
-    /// The answer, unless the process takes as much of the processor before. Errors: the process's; resource exhausted, when it gets next to
-    /// nothing of the processor.
+    /// Waits for the answer. `None` if the process used `most` processor time before. Errors: those of the process;
+    /// resource exhausted, if it gets no processor time.
     async fn within(&self, most: Duration, running: &mut Running) -> Result<Option<Answer>, Error> {
         let mut last = (running.used(), Instant::now());
         loop {
@@ -198,7 +200,7 @@ impl Compiler {
         Error::fault(format!("{step}: it took more than the {seconds} s of processor time allowed"))
     }
 
-    /// Starting a process takes milliseconds.
+    /// Starting a process blocks for milliseconds.
     fn start(&self, job: &Arc<Job>) -> Result<Running, Error> {
         tokio::task::block_in_place(|| self.start_here(job))
     }
@@ -213,7 +215,7 @@ impl Compiler {
     }
 }
 
-/// Leave to compile.
+/// Permission to compile.
 pub(crate) struct Turn<'a> {
     compiler: &'a Compiler,
     _place: SemaphorePermit<'a>,
@@ -221,8 +223,9 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Compiles; dropping the future ends it. `state`: what an instance holds, for its snapshot.
-    /// Errors: plugin fault, when it is no valid component or takes more than it may; internal, when no process starts.
+    /// Compiles a component. Dropping the future ends the process. `state`: the content of an instance, for its
+    /// snapshot. Errors: plugin fault, if the component is invalid or takes more than it may; internal, if no process
+    /// starts.
     pub(crate) async fn compile(
         self,
         component: Digest,
@@ -254,7 +257,7 @@ impl Turn<'_> {
     }
 }
 
-/// Names graphs and what reads them.
+/// A digest of the graphs and of what reads them.
 fn key_of(untried: &Untried) -> Digest {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {

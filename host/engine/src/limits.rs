@@ -1,4 +1,4 @@
-//! Bounds on what one instance may take.
+//! Bounds the memory of an instance.
 
 use std::sync::Arc;
 
@@ -10,22 +10,22 @@ use wasmtime::ResourceLimiter;
 /// Why an instance got no more memory.
 #[derive(Debug)]
 pub(crate) enum Refused {
-    /// Its own limit.
+    /// It reached its own limit.
     Limit,
-    /// Its deployment's instances have all that the deployment may have.
+    /// Its deployment's instances have used up their memory.
     Deployment(Error),
 }
 
-/// What an element of a table takes.
+/// Bytes of a table element.
 const TABLE_ELEMENT_BYTES: usize = 8;
 
-/// Bounds linear memory and tables, and remembers why a guest got no more, for the error's text.
+/// Bounds the memories and tables of an instance. Remembers a refusal for the error's text.
 pub(crate) struct MemoryLimit {
     pub(crate) bytes: u64,
     budget: Arc<MemoryBudget>,
-    /// Bytes that the instance has, all its memories and tables together.
+    /// Bytes of all its memories and tables.
     pub(crate) taken: u64,
-    /// Bytes of the host's that are being copied into it.
+    /// Bytes of the host that are being copied into it.
     lent: u64,
     pub(crate) refused: Option<Refused>,
 }
@@ -35,13 +35,14 @@ impl MemoryLimit {
         Self { bytes, budget: Arc::clone(budget), taken: 0, lent: 0, refused: None }
     }
 
-    /// What its deployment's instances share.
+    /// The memory that the deployment's instances share.
     pub(crate) fn budget(&self) -> &Arc<MemoryBudget> {
         &self.budget
     }
 
-    /// Counts what a host call hands over, until the next one does or the guest has answered: while it is copied into the guest, the guest's own
-    /// allocator runs, for as long as it likes. Errors: resource exhausted, when the deployment's instances have all that they may have.
+    /// Counts what a host call hands to the guest, until the next such call or the guest's answer. The guest's
+    /// allocator runs during the copy, for as long as it likes. Errors: resource exhausted, if the deployment's
+    /// memory is used up.
     pub(crate) fn lend(&mut self, bytes: usize) -> Result<(), Error> {
         self.settle();
         if bytes >= COUNTED_BYTES {
@@ -51,7 +52,7 @@ impl MemoryLimit {
         Ok(())
     }
 
-    /// What was lent is copied.
+    /// The copy is done.
     pub(crate) fn settle(&mut self) {
         self.budget.give_back(std::mem::take(&mut self.lent));
     }
@@ -96,10 +97,10 @@ impl ResourceLimiter for MemoryLimit {
     }
 }
 
-/// From so many bytes on, what passes between a guest and the host counts in the deployment's budget until the last one lets it go.
+/// From so many bytes on, data between a guest and the host counts in the deployment's memory until it is dropped.
 pub(crate) const COUNTED_BYTES: usize = 64 << 10;
 
-/// Bytes that a guest handed over to the host, counted like its memory.
+/// Bytes from a guest, counted like its memory.
 struct Counted {
     content: Vec<u8>,
     budget: Arc<MemoryBudget>,
@@ -117,7 +118,7 @@ impl Drop for Counted {
     }
 }
 
-/// Counts what a guest handed over. Errors: resource exhausted, when its deployment's instances have all that they may have.
+/// Counts bytes from a guest. Errors: resource exhausted, if the deployment's memory is used up.
 pub(crate) fn counted(content: Vec<u8>, budget: &Arc<MemoryBudget>) -> Result<Bytes, Error> {
     budget.take(content.len() as u64)?;
     Ok(Bytes::from_owner(Counted { content, budget: Arc::clone(budget) }))

@@ -1,5 +1,5 @@
-//! From a package to a version that answers: compile, verify, load, snapshot, compile the snapshot, warm. Only compiling takes turns: a
-//! `load` that never ends holds nothing but its own instance.
+//! From a package to a version that answers: compile, verify, load, snapshot, compile the snapshot, warm. Only
+//! compiling takes turns. A `load` that never ends holds only its own instance.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -27,13 +27,14 @@ use crate::stop::Stop;
 use crate::warm::Warm;
 use crate::{examples, fault, said, snapshot, state, verify};
 
-/// What a mapped component takes of the heap: wasmtime's tables of its types and functions. Measured by `cargo xtask bench density`.
+/// Heap bytes of a mapped component, for wasmtime's tables of its types and functions. Measured by `cargo xtask bench
+/// density`.
 const HEAP_BYTES: u64 = 100 << 10;
 
-/// Largest component. Its bytes are in memory while it is compiled, and compiling takes many times as much.
+/// Largest component. It is in memory while it is compiled, and compiling takes many times as much.
 const MAX_COMPONENT_BYTES: u64 = 256 << 20;
 
-/// Turns packages into answering versions: the engine's [`ModelRuntime`].
+/// Turns packages into versions that answer. This is the engine's [`ModelRuntime`].
 pub struct Runtime {
     engine: Engine,
     linker: Linker<State>,
@@ -45,7 +46,7 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Reserves the pool and opens the cache. Errors: internal, naming what the machine refused.
+    /// Reserves the pool and opens the cache. Errors: internal.
     pub fn new(config: Config, blobs: Arc<dyn BlobStore>) -> Result<Arc<Self>, Error> {
         let engine = compile::engine(&config)?;
         let linker = state::linker(&engine)
@@ -89,7 +90,7 @@ impl Runtime {
         }
     }
 
-    /// A version that was loaded before: its code is mapped from the cache and nothing runs.
+    /// A version that was loaded before. Its code is mapped from the cache, and nothing runs.
     async fn find_compiled(
         &self,
         package: &Package,
@@ -122,7 +123,7 @@ impl Runtime {
         let code = self.compiled(key.digest(), package, wasm, Kind::Instrumented, Vec::new()).await?;
         let Scratch { mut instance, raw, signature } =
             self.run_load(package, &code.component, files, memory, graphs.clone()).await?;
-        // Reading the memory out calls into the component too.
+        // Reading the memory also calls into the component.
         State::renew(&mut instance.store, Stop::after(self.config.load_deadline));
         let state = snapshot::read(&mut instance.store, raw).await?;
         drop(instance);
@@ -145,7 +146,7 @@ impl Runtime {
             Ok(code) => code,
             Err(NoSnapshot::Failed(error)) => return Err(error),
             Err(NoSnapshot::Refused(why)) => {
-                // Only instrumenting refuses.
+                // Only instrumenting gives this answer.
                 return Err(Error::internal("the component was not compiled as it is").because(why));
             }
         };
@@ -157,7 +158,7 @@ impl Runtime {
         self.loaded(package, &code, report, Instances::Warm(Box::new(warm)), memory, graphs)
     }
 
-    /// The cache's code, or what a compiler makes.
+    /// The code from the cache, or else from a compiler process.
     async fn compiled(
         &self,
         key: Digest,
@@ -182,7 +183,7 @@ impl Runtime {
         }
     }
 
-    /// Verifies, then runs `load` in a scratch instance.
+    /// Checks the imports, then runs `load` in a scratch instance.
     async fn run_load(
         &self,
         package: &Package,
@@ -228,7 +229,7 @@ impl Runtime {
         })
     }
 
-    /// The component's content. Errors: unavailable, when it is gone; too large; internal.
+    /// Reads the component. Errors: unavailable, if it is missing; too large; internal.
     async fn read_component(&self, package: &Package) -> Result<Bytes, Error> {
         let read = self.blobs.read(&package.component, MAX_COMPONENT_BYTES).await;
         read.map_err(|error| match error.code {
@@ -238,7 +239,8 @@ impl Runtime {
         .map_err(|error| error.within("component"))
     }
 
-    /// The version's graphs, if it may have any. Errors: unsupported, plugin fault, too large, each naming the file; resource exhausted.
+    /// Opens the version's graphs, if it may have any. Errors: unsupported, plugin fault and too large, naming the
+    /// file; resource exhausted.
     async fn open_graphs(
         &self,
         package: &Package,
@@ -276,7 +278,8 @@ impl Runtime {
             .map_err(|error| fault::in_step("link", &error))
     }
 
-    /// Everything that decides what the loaded memory holds: what `load` reads, what it may call, and how much it may take.
+    /// The key of the snapshot. It covers all that decides the loaded memory: what `load` reads, what it may call,
+    /// and how much memory it may take.
     pub(crate) fn snapshot_key(&self, package: &Package) -> Digest {
         let artifacts =
             package.artifacts.iter().map(|artifact| (artifact.name.clone(), artifact.digest.to_string()));
@@ -294,7 +297,7 @@ impl Runtime {
     }
 }
 
-/// Names and values, one after the other.
+/// Names and values, alternating.
 fn pairs(pairs: impl Iterator<Item = (String, String)>) -> Vec<String> {
     pairs.flat_map(|(name, value)| [name, value]).collect()
 }
@@ -309,12 +312,12 @@ impl ModelRuntime for Runtime {
         Box::pin(async move {
             package.check_artifacts()?;
             if let Some(report) = known {
-                // An older host registered what this one refuses.
+                // An older host may have registered a signature that this one refuses.
                 let refused = |error: Error| error.with_code(ErrorCode::PluginFault).within("load");
                 report.signature.check().map_err(refused)?;
             }
             let compiled = self.find_compiled(package, known, memory).await?;
-            // The same bytes passed their examples when they were compiled; a GPU compiles its part anew.
+            // The same bytes passed their examples before. But a GPU compiles its part again.
             let is_warm = compiled.as_ref().is_some_and(|loaded| loaded.graphs.is_none());
             let loaded = match compiled {
                 Some(loaded) => loaded,
@@ -329,7 +332,7 @@ impl ModelRuntime for Runtime {
     }
 }
 
-/// An instance whose `load` has run.
+/// An instance after its `load`.
 struct Scratch {
     instance: Instance,
     raw: wasmtime::component::Instance,
@@ -338,7 +341,7 @@ struct Scratch {
 
 /// Why there is no snapshot.
 enum NoSnapshot {
-    /// The tool cannot snapshot this kind of component.
+    /// The tool does not support this kind of component.
     Refused(String),
     /// A step failed.
     Failed(Error),
@@ -350,7 +353,7 @@ impl From<Error> for NoSnapshot {
     }
 }
 
-/// Like [`Instance::start`], and keeps the untyped handle that the snapshot reads memory through.
+/// As [`Instance::start`], but also returns the untyped handle for reading the memory.
 async fn start_with_raw(
     pre: &RuntimePre<State>,
     mut store: wasmtime::Store<State>,

@@ -1,4 +1,4 @@
-//! What a compiler is told and answers, as pieces: a length, and so many bytes.
+//! The messages to and from a compiler process. Each piece is a length and so many bytes.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -9,14 +9,14 @@ use modelhost_nn::Untried;
 
 use super::Functions;
 
-/// What is to be compiled.
+/// What to compile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The component as it is.
+    /// The unchanged component.
     Plain,
-    /// With exports that tell what its instance holds.
+    /// The component with additional exports that read its instance.
     Instrumented,
-    /// With what an instance holds as what every instance starts with.
+    /// The component with the content of an instance as the initial content of every instance.
     Snapshot,
 }
 
@@ -24,12 +24,12 @@ impl Kind {
     const ALL: [Self; 3] = [Self::Plain, Self::Instrumented, Self::Snapshot];
 }
 
-/// What one of an instrumented instance's exports told.
+/// The value of an export of an instrumented instance.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Value {
     /// A memory.
     Memory(Bytes),
-    /// A number, by its bits.
+    /// The bits of a number.
     Number(u64),
 }
 
@@ -42,10 +42,10 @@ impl Value {
     }
 }
 
-/// What a process is for.
+/// The job of a process.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Job {
-    /// Memory that it may take.
+    /// Its memory bound.
     pub(crate) bytes: u64,
     pub(crate) task: Task,
 }
@@ -57,7 +57,7 @@ pub(crate) enum Task {
 }
 
 impl Task {
-    /// For people.
+    /// The name of the step, for people.
     pub(crate) fn step(&self) -> &'static str {
         match self {
             Self::Compile(_) => "compile",
@@ -71,9 +71,9 @@ impl Task {
 pub(crate) struct Compile {
     pub(crate) kind: Kind,
     pub(crate) wasm: Bytes,
-    /// What an earlier compilation of the component compiled.
+    /// Functions that an earlier compilation of the component compiled.
     pub(crate) functions: Functions,
-    /// By the names of the exports.
+    /// Values by the names of their exports.
     pub(crate) state: Vec<(String, Value)>,
 }
 
@@ -156,16 +156,16 @@ impl Compile {
     }
 }
 
-/// What came of it.
+/// The result of a job.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Answer {
-    /// The code, and the functions that were compiled anew.
+    /// The code, and the newly compiled functions.
     Compiled { code: Bytes, functions: Functions },
-    /// It cannot be instrumented, and why.
+    /// The component cannot be instrumented. Holds the reason.
     Refused(String),
-    /// The graphs were read, whatever came of it.
+    /// The graphs were read, with or without errors.
     Tried,
-    /// A step failed.
+    /// The job failed. Holds the reason.
     Failed(String),
 }
 
@@ -190,7 +190,7 @@ impl Answer {
         to.flush()
     }
 
-    /// At most so many bytes of it: whoever writes it read a stranger's component.
+    /// Reads at most `most` bytes, because the process read untrusted input.
     pub(crate) fn read(from: &mut impl Read, most: u64) -> io::Result<Self> {
         let mut reader = Reader { from, left: most };
         Ok(match &reader.piece()?[..] {
@@ -240,7 +240,7 @@ impl<R: Read> Reader<'_, R> {
         let length = self.count()?;
         self.left = self.left.checked_sub(length.saturating_add(8)).ok_or_else(broken)?;
         let mut piece = Vec::new();
-        // It grows as bytes come, not as a length promises.
+        // The buffer grows as bytes arrive. The length is not trusted.
         if self.from.take(length).read_to_end(&mut piece)? as u64 != length {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

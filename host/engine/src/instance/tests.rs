@@ -1,4 +1,4 @@
-//! Nothing of one request reaches the next, whatever way the pool resets its slots.
+//! No data of a request reaches the next one, however the pool resets its slots.
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -16,7 +16,7 @@ use super::*;
 use crate::compile::{self, Config};
 use crate::state;
 
-/// Requests over all settings and threads.
+/// The number of requests over all settings and threads.
 const REQUESTS: u32 = 1_000_000;
 const THREADS: u32 = 2;
 
@@ -89,7 +89,7 @@ fn a_million_fresh_instances_find_no_secret_whatever_the_reset() {
     }
     let each = REQUESTS / u32::try_from(settings.len()).unwrap() / THREADS + 1;
     for (keep_resident_bytes, pagemap_scan) in settings {
-        // Few slots, so that each is used again at once.
+        // With few slots, each one is reused at once.
         let config =
             Config { instances: 4, keep_resident_bytes, pagemap_scan, ..Config::new(dir.path().to_owned()) };
         let loaded = loaded(&config, Instances::Fresh);
@@ -108,7 +108,7 @@ fn a_million_fresh_instances_find_no_secret_whatever_the_reset() {
     }
 }
 
-/// The guest would find its secret if there were one: the same guest in a warm instance does.
+/// Proves that the guest would find a secret: the same guest finds it in a warm instance.
 #[test]
 fn a_warm_instance_finds_what_it_left() {
     struct NoBlobs;
@@ -136,7 +136,7 @@ fn a_warm_instance_finds_what_it_left() {
     });
 }
 
-/// `table.set` is one of the things that a snapshot cannot keep.
+/// A snapshot cannot keep `table.set`.
 #[test]
 fn insisting_on_fresh_instances_refuses_what_cannot_be_snapshot() {
     struct Secret;
@@ -159,7 +159,7 @@ fn insisting_on_fresh_instances_refuses_what_cannot_be_snapshot() {
     assert!(refusal.message.contains("table"), "it names the reason: {refusal}");
 }
 
-/// Holds nothing, and remembers how much of each blob was asked for at most.
+/// An empty store that records the size limit of each read.
 #[derive(Default)]
 struct Nothing(Mutex<Vec<u64>>);
 
@@ -196,7 +196,7 @@ fn a_version_that_does_not_start_is_not_started_again_at_once() {
 
 #[test]
 fn a_start_that_its_caller_leaves_goes_on_with_the_next_one() {
-    /// Ends when it is told to.
+    /// A store whose reads end on command.
     struct Slow(tokio::sync::Semaphore, AtomicU64);
     impl BlobStore for Slow {
         fn read<'a>(&'a self, _: &'a Digest, _: u64) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
@@ -241,7 +241,7 @@ fn a_component_that_is_too_large_is_not_read() {
     assert_eq!(*blobs.0.lock().unwrap(), [256 << 20]);
 }
 
-/// An artifact and a parameter can spell the same bytes; one must not get what the other left in memory.
+/// An artifact and a parameter can have the same bytes. Their snapshots must still differ.
 #[test]
 fn whatever_decides_the_memory_decides_the_key() {
     let dir = tempfile::tempdir().unwrap();
