@@ -43,7 +43,7 @@ use prost::Message;
 struct Files([Bytes; 2]);
 
 impl BlobStore for Files {
-    fn read<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, Error>> {
+    fn read<'a>(&'a self, digest: &'a Digest, _: u64) -> BoxFuture<'a, Result<Bytes, Error>> {
         let at = usize::from(*digest != blob(0));
         Box::pin(async move { Ok(self.0[at].clone()) })
     }

@@ -97,3 +97,21 @@ fn what_is_wrong_is_said_before_the_first_answer_and_cuts_the_connection_after()
     assert!(answer.starts_with("probability\n") && answer.lines().count() > 100);
     assert_eq!(send(&host.client, &[], 1, &rows).0, Some(0));
 }
+
+/// Whatever the machine is like, all pieces together were not read and written for longer than the file took.
+#[test]
+fn the_time_of_each_piece_is_counted_once() {
+    let data = tempfile::tempdir().unwrap();
+    let host = Process::start(data.path());
+    host.client.register("demo/credit", &Package::folder("examples/credit-risk/xgboost"), true);
+    let rows = file().1;
+    let pieces = 20 * (64 << 10) / rows.len();
+    let start = std::time::Instant::now();
+    assert_eq!(send(&host.client, &[], pieces, &rows).0, Some(0));
+    let took = start.elapsed().as_nanos();
+    let seen = &host.client.get("/v2/models/demo/credit/stats").body["model_stats"][0]["inference_stats"];
+    let tally = |part: &str| (seen[part]["count"].as_u64().unwrap(), seen[part]["ns"].as_u64().unwrap());
+    let ((read, reading), (_, writing)) = (tally("compute_input"), tally("compute_output"));
+    assert!(read >= 10, "{seen}");
+    assert!(reading > 0 && u128::from(reading + writing) <= took, "{seen} within {took}");
+}

@@ -222,7 +222,7 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     package.files.push(("a.bin".into(), vec![7; 1 << 20]));
     let answer = client.try_register(MODEL, &package, true).unwrap();
     assert_eq!(answer.status, 507, "{answer:?}");
-    assert!(answer.error().contains("No space left"), "{answer:?}");
+    assert!(answer.error().contains("no space is left on this host's disk"), "{answer:?}");
     let promote = client.operate(MODEL, "promote", &json!({"version": 1}));
     assert!(matches!(promote.status, 200 | 507), "{promote:?}");
     assert!(serves(&client));

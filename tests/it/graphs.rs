@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use modelhost_server::Config;
 use modelhost_tests::{Host, Package, Process, binary, components, root};
 use serde_json::{Value, json};
 
@@ -12,19 +13,25 @@ use crate::python::python;
 /// Fixtures that cannot be evaluated.
 const REFUSED: [&str; 2] = ["unknown_operator", "huge_constant"];
 
-fn fixture(name: &str) -> Vec<u8> {
+pub(crate) fn fixture(name: &str) -> Vec<u8> {
     fs::read(root().join("tests/fixtures/onnx").join(name)).unwrap()
 }
 
 /// The Python environment with the package onnxruntime. The test is skipped if it is missing.
-fn onnxruntime() -> Option<PathBuf> {
+pub(crate) fn onnxruntime() -> Option<PathBuf> {
     let python = python()?;
     Some(Path::new(python.get_program()).parent()?.parent()?.to_path_buf())
 }
 
 /// A host whose default deployment allows graphs.
 pub(crate) fn host() -> Host {
+    host_with(|_| {})
+}
+
+/// The same with changed settings.
+pub(crate) fn host_with(change: impl FnOnce(&mut Config)) -> Host {
     Host::start_with(|config| {
+        change(config);
         config.onnxruntime = onnxruntime();
         let bounds = json!({"default": {"capabilities": ["wasi:nn"]}});
         config.deployments = serde_json::from_value(bounds).unwrap();
@@ -283,12 +290,16 @@ fn a_library_that_is_missing_or_another_is_named() {
             format!("onnxruntime = '{library}'\n[deployments.default]\ncapabilities = ['wasi:nn']\n"),
         )
         .unwrap();
-        let arguments = ["--log", "error", "--config", config.to_str().unwrap()];
-        let process = Process::start_with(data.path(), &arguments, Stdio::inherit());
+        let arguments = ["--log", "warn", "--config", config.to_str().unwrap()];
+        let path = data.path().join("log");
+        let process = Process::start_with(data.path(), &arguments, fs::File::create(&path).unwrap().into());
         let told = Package::graph(fixture("mlp.onnx"), "[graphs]\nbackend = 'onnxruntime'");
         let answer = process.client.try_register("demo/m", &told, true).unwrap();
         assert_eq!(answer.status, 422, "{answer:?}");
-        assert!(answer.error().contains(why), "{answer:?}");
+        assert!(answer.error().contains("this host has no ONNX Runtime that can be used"), "{answer:?}");
+        assert!(!answer.error().contains(&library), "{answer:?}");
+        let log = fs::read_to_string(&path).unwrap();
+        assert!(log.lines().any(|line| line.contains(why) && line.contains(&library)), "{log}");
         // A manifest that leaves the choice to the host gets tract.
         process.client.register("demo/m", &Package::graph(fixture("mlp.onnx"), ""), true);
         let answer = process.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(1)]}));

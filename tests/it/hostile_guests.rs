@@ -218,13 +218,13 @@ fn bomb(functions: usize) -> Package {
 #[test]
 fn compiling_is_bounded_in_time() {
     let host = Host::start_with(|config| config.limits.compile_deadline_ms = 1000);
-    refused(&host.client, &bomb(100), "compile: it took longer than the 1 s allowed");
+    refused(&host.client, &bomb(100), "compile: it took more than the 1 s of processor time allowed");
 }
 
 #[test]
 fn compiling_is_bounded_in_memory() {
     let host = Host::start_with(|config| config.limits.compile_mib = 24);
-    refused(&host.client, &bomb(10), "compile: the compiler ended (");
+    refused(&host.client, &bomb(10), "compile: its process ended (");
 }
 
 /// Compilers of this host: one waits for a job, the others compile.

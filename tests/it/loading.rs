@@ -86,7 +86,10 @@ fn a_blob_that_is_gone_is_not_the_callers_fault() {
     });
     let answer = host.client.post("/v2/models/demo/m/infer", &x(&[1.0]));
     assert_eq!(answer.status, 503, "{answer:?}");
-    assert!(answer.error().contains("it cannot be loaded: blob"), "{}", answer.error());
+    assert!(answer.error().contains("component: blob"), "{}", answer.error());
+    assert!(answer.error().ends_with("is not stored"), "{}", answer.error());
+    let promote = host.client.operate("demo/m", "promote", &json!({"version": 1}));
+    assert_eq!(promote.status, 503, "it is not the operator's fault either: {promote:?}");
 }
 
 #[test]

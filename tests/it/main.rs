@@ -18,6 +18,7 @@ mod faults;
 mod graphs;
 mod hostile;
 mod hostile_callers;
+mod hostile_graphs;
 mod hostile_guests;
 mod loading;
 mod observe;

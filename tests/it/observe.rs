@@ -4,7 +4,7 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 
 use modelhost_tests::{Host, Package, Process, x};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const INFER: &str = "/v2/models/demo/m/infer";
 
@@ -49,6 +49,42 @@ fn each_request_writes_one_log_line() {
         assert!(line[part].is_u64(), "{part} is missing: {line}");
     }
     assert_eq!((&lines[1]["status"], &lines[1]["route"]), (&404.into(), &"unknown".into()));
+}
+
+/// Callers see that the host failed, operators what it could not do. Why, and where, is in the log.
+#[test]
+fn why_the_host_failed_is_for_its_log() {
+    let data = tempfile::tempdir().unwrap();
+    let package = Package::fault("echo", "isolation = 'instance'");
+    let host = Process::start(data.path());
+    host.client.register("demo/m", &package, true);
+    host.kill();
+    let digest = modelhost_tests::digest(&package.files[0].1);
+    let blob = data.path().join("blobs").join(&digest[..2]).join(&digest);
+    std::fs::remove_file(&blob).unwrap();
+    std::fs::create_dir(&blob).unwrap();
+    let path = data.path().join("log");
+    let log = std::fs::File::create(&path).unwrap();
+    let host = Process::start_with(data.path(), &["--log", "info"], log.into());
+    let answer = host.client.post_with(INFER, &x(&[1.0]), &[("x-request-id", "r-7")]);
+    let promote = host.client.operate("demo/m", "promote", &json!({"version": 1}));
+    for (answer, said) in [
+        (&answer, "the host failed; its log has the reason under request r-7"),
+        (&promote, "component: this host cannot read or write its files of versions"),
+    ] {
+        assert_eq!(answer.status, 500, "{answer:?}");
+        assert!(answer.error().ends_with(said), "{}", answer.error());
+        assert!(!answer.error().contains('/'), "{}", answer.error());
+    }
+    let log = std::fs::read_to_string(path).unwrap();
+    let told = |what: &str| {
+        let line = log.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {log}"));
+        assert!(line.contains(&*blob.to_string_lossy()) && line.contains("Is a directory"), "{line}");
+        line.to_owned()
+    };
+    assert!(told("a request failed").contains("r-7"));
+    told("admin request failed");
+    told("not loaded");
 }
 
 /// A collector in Python (`opentelemetry-proto`) prints the spans that it receives.

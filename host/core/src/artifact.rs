@@ -64,8 +64,8 @@ pub struct Artifact {
 /// Longest name of a file, in bytes.
 const MAX_FILE_NAME: usize = 255;
 
-/// Whether a file of a package may have this name: a plain path below the package's folder. Errors: invalid argument, with the name and what
-/// is wrong.
+/// Whether a file of a package may have this name: it must be a plain path below the package's folder. Errors:
+/// invalid argument, with the name and its fault.
 pub fn check_file_name(name: &str) -> Result<(), Error> {
     let wrong = |why: &str| {
         let shown: String = name.chars().take(MAX_FILE_NAME).collect();

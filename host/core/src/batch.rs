@@ -1,4 +1,5 @@
-//! Joining requests along their first dimension, and taking the answers apart again. Which are joined, and when, decides [`Gather`].
+//! Joins requests along their first dimension, and takes the answers apart again. [`Gather`] decides which requests
+//! are joined, and when.
 
 mod gather;
 
@@ -16,13 +17,14 @@ pub fn can_join(signature: &Signature) -> bool {
     signature.inputs.iter().chain(&signature.outputs).all(open)
 }
 
-/// The rows of a request: the first dimension of its inputs. `None`, when they differ: it runs alone.
+/// The rows of a request: the first dimension of its inputs. `None` when the inputs differ in it: the request runs
+/// alone.
 pub fn rows(inputs: &[Tensor]) -> Option<u64> {
     let rows = *inputs.first()?.shape().first()?;
     inputs.iter().all(|input| input.shape().first() == Some(&rows)).then_some(rows)
 }
 
-/// Whether two requests differ in their rows alone, so that they can be joined.
+/// Whether two requests differ in their rows alone. Such requests can be joined.
 pub fn fit(one: &[Tensor], other: &[Tensor]) -> bool {
     let same = |(one, other): (&Tensor, &Tensor)| {
         one.dtype() == other.dtype()
@@ -32,7 +34,7 @@ pub fn fit(one: &[Tensor], other: &[Tensor]) -> bool {
     one.len() == other.len() && one.iter().zip(other).all(same)
 }
 
-/// The requests as one, in their order. They fit ([`fit`]). Errors: internal.
+/// The requests as one, in their order. They must fit ([`fit`]). Errors: internal.
 pub fn join(members: &[&[Tensor]]) -> Result<Vec<Tensor>, Error> {
     let Some((first, _)) = members.split_first() else { return Ok(Vec::new()) };
     let joined = first.iter().enumerate().map(|(at, tensor)| {
@@ -49,8 +51,9 @@ pub fn join(members: &[&[Tensor]]) -> Result<Vec<Tensor>, Error> {
     joined.collect()
 }
 
-/// The answer of a batch as one answer a member; `rows` are the members' rows. Nothing is copied.
-/// Errors: plugin fault, when an output has not as many rows as the batch.
+/// Takes the answer of a batch apart, into one answer for each member. `rows` are the members' rows. Nothing is
+/// copied.
+/// Errors: plugin fault, when an output has another number of rows than the batch.
 pub fn split(outputs: &[Tensor], rows: &[u64]) -> Result<Vec<Vec<Tensor>>, Error> {
     let total: u64 = rows.iter().sum();
     let mut members: Vec<Vec<Tensor>> = rows.iter().map(|_| Vec::with_capacity(outputs.len())).collect();

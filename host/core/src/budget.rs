@@ -1,16 +1,16 @@
 //! Bytes of requests and answers that are held at once, by a deployment and by the host.
 //!
-//! A quarter of a budget is kept for what is small: a few callers who send a lot cannot keep out everybody else.
+//! A quarter of a budget is kept for small requests: a few callers that send a lot cannot keep out all others.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorCode};
 
-/// Who holds more bytes than this does not get at the part that is kept for small ones.
+/// A charge that holds more bytes than this gets nothing of the part that is kept for small ones.
 const SMALL: u64 = 256 << 10;
 
-/// How many bytes may be held at once; one budget may lie within another.
+/// How many bytes may be held at once. One budget may lie within another.
 #[derive(Debug)]
 pub struct ByteBudget {
     owner: String,
@@ -20,12 +20,12 @@ pub struct ByteBudget {
 }
 
 impl ByteBudget {
-    /// At most `limit` bytes. `owner` is named when they do not suffice, e.g. `this host`.
+    /// At most `limit` bytes. The message names `owner` when they do not suffice, e.g. `this host`.
     pub fn new(owner: impl Into<String>, limit: u64) -> Arc<Self> {
         Arc::new(Self { owner: owner.into(), limit, used: AtomicU64::new(0), within: None })
     }
 
-    /// A part of this budget: what it takes is taken here too.
+    /// A part of this budget: the bytes that it takes are taken here too.
     pub fn part(self: &Arc<Self>, owner: impl Into<String>, limit: u64) -> Arc<Self> {
         Arc::new(Self { owner: owner.into(), limit, used: AtomicU64::new(0), within: Some(Arc::clone(self)) })
     }
@@ -72,7 +72,7 @@ impl ByteBudget {
     }
 }
 
-/// Bytes that somebody holds; gives them back when it is dropped.
+/// Bytes that are held. They are given back when it is dropped.
 #[derive(Debug)]
 pub struct Charge {
     budget: Arc<ByteBudget>,
@@ -80,7 +80,8 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// Takes more. Errors: resource exhausted, naming whose budget is used up; nothing more is taken then.
+    /// Takes more. Errors: resource exhausted, naming the owner of the budget that is used up; nothing more is taken
+    /// then.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Error> {
         let bytes = bytes as u64;
         if bytes == 0 {

@@ -1,7 +1,9 @@
-//! How far apart two tensors are: the one comparison, of examples with what a model answers and of challengers with who served.
+//! How far apart two tensors are. All comparisons use this: of examples with a model's answers, and of a challenger's
+//! answer with the primary's.
 //!
-//! Equal bytes are equal. Of others numbers are compared: NaN equals NaN and nothing else, an infinity equals itself alone, whole numbers
-//! are subtracted exactly. Texts are equal or not. Tensors are walked where they lie: nothing is copied.
+//! Equal bytes are equal. Numbers of other bytes are compared: NaN equals only NaN, an infinity equals only itself,
+//! and whole numbers are subtracted exactly. Texts are equal or not. Tensors are read where they lie: nothing is
+//! copied.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -10,8 +12,8 @@ use half::{bf16, f16};
 
 use crate::tensor::{DType, Tensor};
 
-/// The largest |difference| of two elements at the same place; infinite where NaN meets a number. `None`: another datatype, another shape
-/// or another text, so that there is no such number.
+/// The largest |difference| of two elements at the same place. It is infinite where NaN meets a number. `None`: the
+/// datatype, the shape or a text differs, so there is no such number.
 pub fn distance(came: &Tensor, expected: &Tensor) -> Option<f64> {
     if !is_of_one_type(came, expected) || (came.dtype() == DType::Bytes && came.data() != expected.data()) {
         return None;
@@ -19,7 +21,7 @@ pub fn distance(came: &Tensor, expected: &Tensor) -> Option<f64> {
     let mut largest = 0.0_f64;
     let found = each_unequal(came, expected, |_, came, expected| {
         let difference = difference(came, expected);
-        // Not `max` alone: it would drop NaN.
+        // `max` alone would drop NaN.
         if !difference.is_finite() {
             return ControlFlow::Break(());
         }
@@ -29,7 +31,7 @@ pub fn distance(came: &Tensor, expected: &Tensor) -> Option<f64> {
     Some(if found.is_break() { f64::INFINITY } else { largest })
 }
 
-/// The same of several, by name. `None` also when one is missing on either side.
+/// The same of several tensors, matched by name. `None` also when one is missing on either side.
 pub fn distance_by_name(came: &[Tensor], expected: &[Tensor]) -> Option<f64> {
     if came.len() != expected.len() {
         return None;
@@ -40,8 +42,9 @@ pub fn distance_by_name(came: &[Tensor], expected: &[Tensor]) -> Option<f64> {
     })
 }
 
-/// Whether every element is as near as is `allowed` for the one expected; that rules fractions, all else must be equal.
-/// Errors: the first element that is not, what was expected and what came.
+/// Whether every element is as near to the expected one as `allowed` says. That holds for fractions; all other
+/// elements must be equal.
+/// Errors: the first element that differs, with the expected value and the value that came.
 pub fn check(came: &Tensor, expected: &Tensor, allowed: impl Fn(f64) -> f64) -> Result<(), String> {
     let name = expected.name();
     if !is_of_one_type(came, expected) {
@@ -52,7 +55,7 @@ pub fn check(came: &Tensor, expected: &Tensor, allowed: impl Fn(f64) -> f64) -> 
             Element::Float(expected) => allowed(expected),
             Element::Integer(_) | Element::Text(_) => 0.0,
         };
-        // Not `>`: NaN is never near.
+        // `>` would let NaN pass: NaN is never near.
         if difference(came, expected) <= tolerance {
             return ControlFlow::Continue(());
         }
@@ -92,7 +95,8 @@ impl fmt::Display for Element<'_> {
     }
 }
 
-/// Of two elements of one datatype. NaN: there is none, because one of them is NaN and the other is not, or because they are texts.
+/// The difference of two elements of one datatype. NaN: there is none, because one of them is NaN and the other is
+/// not, or because they are texts.
 fn difference(came: Element<'_>, expected: Element<'_>) -> f64 {
     match (came, expected) {
         (Element::Float(came), Element::Float(expected)) => {
@@ -106,7 +110,7 @@ fn difference(came: Element<'_>, expected: Element<'_>) -> f64 {
     }
 }
 
-/// Sees the places whose bytes differ, in order.
+/// Visits the places whose bytes differ, in order.
 fn each_unequal<'a, Found>(
     came: &'a Tensor,
     expected: &'a Tensor,

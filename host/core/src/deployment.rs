@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorCode};
 use crate::name;
 use crate::version::Isolation;
 
-/// A deployment's name. The default one holds every version that nobody placed elsewhere.
+/// A deployment's name. The default deployment holds every version that is not placed elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeploymentName(String);
 
@@ -41,15 +41,16 @@ impl fmt::Display for DeploymentName {
 pub struct Bounds {
     /// Predictions that run at once, each in an instance.
     pub instances: u32,
-    /// Predictions that wait for one of those; beyond it the newest is refused.
+    /// Predictions that wait for an instance. When more come, the newest is refused.
     pub queue: u32,
     /// Linear memory of its live instances, in bytes.
     pub memory_bytes: u64,
-    /// Code, images and idle instances of the versions in memory, in bytes; beyond it the least valuable is unloaded.
+    /// Code, images and idle instances of the versions in memory, in bytes. Beyond it the least valuable version is
+    /// unloaded.
     pub loaded_bytes: u64,
-    /// Threads for predictions that run long. `None`: one a core.
+    /// Threads for predictions that run long. `None`: one for each core.
     pub threads: Option<u32>,
-    /// For versions whose manifest asks for none.
+    /// For versions whose manifest asks for no isolation.
     pub isolation: Option<Isolation>,
     /// Imports beyond the harmless ones that manifests may ask for.
     pub capabilities: Vec<String>,
@@ -73,12 +74,12 @@ impl Default for Bounds {
 const MAX_THREADS: u32 = 1024;
 
 impl Bounds {
-    /// Those of a deployment that asks for none, on a host with so many instance slots.
+    /// The bounds of a deployment that asks for none, on a host with so many instance slots.
     pub fn on_host(instances: u32) -> Self {
         Self { instances, ..Self::default() }
     }
 
-    /// Whether a host with so many instance slots can keep them. Errors: invalid argument, naming the bound.
+    /// Whether a host with so many instance slots can keep these bounds. Errors: invalid argument, naming the bound.
     pub fn check(&self, host_instances: u32) -> Result<(), Error> {
         let mib = 1_u64 << 20;
         for (name, asked, least, most) in [
@@ -94,21 +95,22 @@ impl Bounds {
         Ok(())
     }
 
-    /// Whether manifests may ask for these. Errors: invalid argument, naming the first that they may not.
+    /// Whether manifests may ask for these imports. Errors: invalid argument, naming the first that they may not ask
+    /// for.
     pub fn allow(&self, name: &DeploymentName, capabilities: &[String]) -> Result<(), Error> {
         match capabilities.iter().find(|asked| !self.capabilities.contains(asked)) {
             None => Ok(()),
             Some(asked) => Err(Error::invalid(format!(
-                "capabilities: deployment {name} does not allow {asked:?}; it allows {:?}; an operator allows more with \
-                 `deployment update {name} --capability {asked}`",
+                "capabilities: deployment {name} does not allow {asked:?}; it allows {:?}; an operator allows \
+                 more with `deployment update {name} --capability {asked}`",
                 self.capabilities
             ))),
         }
     }
 }
 
-/// The linear memory of a deployment's live instances, all together. An instance takes what it grows to and gives it back when
-/// it ends.
+/// The linear memory of a deployment's live instances, all together. An instance takes memory as it grows and gives
+/// it back when it ends.
 #[derive(Debug)]
 pub struct MemoryBudget {
     limit: AtomicU64,
@@ -121,12 +123,12 @@ impl MemoryBudget {
         Self { limit: AtomicU64::new(limit), used: AtomicU64::new(0) }
     }
 
-    /// From now on at most so many bytes; what is taken stays taken.
+    /// From now on at most so many bytes. Bytes that are taken already stay taken.
     pub fn set_limit(&self, limit: u64) {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// Takes so many bytes. Errors: resource exhausted when fewer are left, and none are taken.
+    /// Takes so many bytes. Errors: resource exhausted, when fewer are left; none are taken then.
     pub fn take(&self, bytes: u64) -> Result<(), Error> {
         let limit = self.limit.load(Ordering::Relaxed);
         let fits = |used: u64| used.checked_add(bytes).filter(|used| *used <= limit);
@@ -140,7 +142,7 @@ impl MemoryBudget {
         })
     }
 
-    /// Gives back what was taken.
+    /// Gives back bytes that were taken.
     pub fn give_back(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }

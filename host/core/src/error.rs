@@ -1,14 +1,14 @@
-//! The small, stable set of error codes that every crate's error maps to.
+//! The small, stable set of error codes. The error of every crate maps to one of them.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// What kind of failure it is, whoever reports it. Knows no transport: `protocol::status` maps it to HTTP.
+/// The kind of a failure, from whichever layer it comes. It knows no transport: `protocol::status` maps it to HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
     /// The caller sent something malformed or out of contract.
     InvalidArgument,
-    /// Who asks, or the page that asks for them, may not.
+    /// The caller, or the web page that asks for the caller, may not do this.
     PermissionDenied,
     /// A named thing does not exist.
     NotFound,
@@ -16,7 +16,7 @@ pub enum ErrorCode {
     Conflict,
     /// The request body or tensor is larger than a configured bound.
     TooLarge,
-    /// The content's type or coding is not one that is read here.
+    /// The content's type or coding cannot be read here.
     UnsupportedFormat,
     /// A bound on queued or running work is reached; a later retry may succeed.
     ResourceExhausted,
@@ -74,13 +74,13 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// A failure as every layer passes it on: a code to act on, a text for the person who caused it, and a cause for the log.
+/// A failure as every layer passes it on: a code to act on, a text for the caller, and a cause for the log.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    /// What to do about it.
+    /// Tells the caller what to do.
     pub code: ErrorCode,
-    /// Names the subject, what was expected and what came. Safe to show to the caller.
+    /// Names the subject, what was expected and what came. The caller may see it.
     pub message: String,
     /// For the log alone: its text may name paths and libraries of this host.
     #[source]
@@ -98,7 +98,7 @@ impl Error {
         Self::new(ErrorCode::InvalidArgument, message)
     }
 
-    /// A name that names nothing.
+    /// Nothing has this name.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::NotFound, message)
     }
@@ -113,13 +113,19 @@ impl Error {
         Self::new(ErrorCode::Internal, message)
     }
 
-    /// The same failure, said of something: `context: message`.
+    /// The same failure, with the place where it happened before it: `context: message`.
     #[must_use]
     pub fn within(self, context: impl fmt::Display) -> Self {
         Self { message: format!("{context}: {}", self.message), ..self }
     }
 
-    /// The same failure with what caused it, which callers do not see.
+    /// The same failure with another culprit.
+    #[must_use]
+    pub fn with_code(self, code: ErrorCode) -> Self {
+        Self { code, ..self }
+    }
+
+    /// The same failure with its cause. Callers do not see the cause.
     #[must_use]
     pub fn because(self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self { cause: Some(Arc::from(cause.into())), ..self }
@@ -145,7 +151,7 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
-/// Two errors are equal when callers see the same; causes are for the log.
+/// Two errors are equal when callers see the same. Causes are for the log.
 impl PartialEq for Error {
     fn eq(&self, other: &Self) -> bool {
         (self.code, &self.message) == (other.code, &other.message)
@@ -165,7 +171,10 @@ mod tests {
             (error.code, &*error.message),
             (ErrorCode::InvalidArgument, "record 2: input \"x\": it is 3")
         );
-        assert_eq!(error.chain().to_string(), "record 2: input \"x\": it is 3: a cause");
+        let chain = "record 2: input \"x\": it is 3: a cause";
+        assert_eq!(error.chain().to_string(), chain);
+        let faulty = error.with_code(ErrorCode::PluginFault);
+        assert_eq!((faulty.code, faulty.chain().to_string()), (ErrorCode::PluginFault, chain.to_owned()));
     }
 
     #[test]

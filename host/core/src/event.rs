@@ -1,4 +1,4 @@
-//! What happened, for observers: metrics now, prediction log and drift later.
+//! Events for observers: metrics now, prediction log and drift later.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use crate::graph::{GraphStatus, Histogram};
 use crate::model::ModelVersion;
 use crate::version::Version;
 
-/// In which role a version saw a request.
+/// The role in which a version saw a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Its answer went to the caller.
     Primary,
-    /// It saw a copy; nobody waited for it.
+    /// It saw a copy; no caller waited for it.
     Challenger,
 }
 
@@ -31,27 +31,27 @@ impl Role {
 /// One prediction, however it ended.
 #[derive(Debug)]
 pub struct Prediction {
-    /// Whether a caller waited.
+    /// The role of the version: whether a caller waited.
     pub role: Role,
     /// `None` when it was answered.
     pub error: Option<ErrorCode>,
     /// Rows in the request.
     pub rows: u64,
-    /// Waiting for a free instance (and for the version to load).
+    /// Time that it waited for a free instance, and for the version to load.
     pub queued: Duration,
-    /// Running.
+    /// Time that it ran.
     pub ran: Duration,
-    /// Processor time of its instance, for as many predictions as it stands for: asking the system for it costs, so that not every
-    /// prediction is measured, and those that are not have a count of 0.
+    /// Processor time of its instance, for as many predictions as this one stands for. Asking the system for the time
+    /// costs something, so not every prediction is measured; the count of the others is 0.
     pub cpu: Tally,
 }
 
-/// How a challenger's answer compares with the one the caller got.
+/// How a challenger's answer compares with the answer that the caller got.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Agreement {
-    /// Equal datatypes and shapes; the largest |difference| of any number in any output.
+    /// Datatypes and shapes are equal. This is the largest |difference| of any number in any output.
     Compared(f64),
-    /// Other outputs, datatypes, shapes or texts.
+    /// The outputs, datatypes, shapes or texts differ.
     Differs,
     /// The challenger failed.
     Failed,
@@ -62,7 +62,7 @@ pub enum Agreement {
 /// One request that a challenger saw or should have seen.
 #[derive(Debug)]
 pub struct Comparison {
-    /// Who answered the caller.
+    /// The version that answered the caller.
     pub served: ModelVersion,
     /// The outcome.
     pub agreement: Agreement,
@@ -77,18 +77,18 @@ pub struct Tally {
     pub nanos: u64,
 }
 
-/// What a version did as a primary since the host started, in the terms of Triton's statistics extension.
+/// The work of a version as a primary since the host started, in the terms of Triton's statistics extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Statistics {
     /// Milliseconds since 1970 of the last prediction; 0: never.
     pub last_inference_ms: u64,
-    /// Rows predicted; those answered from the cache do not count.
+    /// Rows predicted. Rows answered from the cache do not count.
     pub rows: u64,
-    /// Runs; answers from the cache do not count.
+    /// Runs. Answers from the cache do not count.
     pub runs: u64,
-    /// Answered predictions: waiting and running.
+    /// Predictions that were answered: the time that they waited and ran.
     pub success: Tally,
-    /// Failed predictions: waiting and running.
+    /// Predictions that failed: the time that they waited and ran.
     pub fail: Tally,
     /// Waiting for an instance.
     pub queue: Tally,
@@ -98,15 +98,16 @@ pub struct Statistics {
     pub infer: Tally,
     /// Writing the response.
     pub encode: Tally,
-    /// Answers found in the response cache: looking them up.
+    /// Answers found in the response cache: the time of looking them up.
     pub cache_hit: Tally,
-    /// Answers not found there: looking them up, running and storing them.
+    /// Answers not found there: the time of looking them up, running and storing them.
     pub cache_miss: Tally,
-    /// Processor time of its instances, whether they answered or failed, for callers and as a challenger; by samples.
+    /// Processor time of its instances, by samples. Predictions that were answered and that failed count, for callers
+    /// and as a challenger.
     pub cpu: Tally,
 }
 
-/// What a deployment holds and does at one moment, and what it did since it started.
+/// What a deployment holds and does at one moment, and its totals since it started.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeploymentStatus {
     /// Its name.
@@ -138,15 +139,15 @@ pub struct DeploymentStatus {
 /// What a deployment did since it started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DeploymentTotals {
-    /// Predictions that were let in, and how long they waited.
+    /// Predictions that were let in, and the time that they waited.
     pub admitted: Tally,
-    /// Refused on arrival: the queue was full.
+    /// Predictions refused on arrival, because the queue was full.
     pub refused: u64,
-    /// Refused on arrival: they would have waited past their deadline.
+    /// Predictions refused on arrival, because they would have waited past their deadline.
     pub hopeless: u64,
-    /// Refused while they waited, for a model that had fewer waiting.
+    /// Predictions refused while they waited, in favour of a model that had fewer waiting.
     pub shed: u64,
-    /// Versions brought into memory, and how long that took.
+    /// Versions brought into memory, and the time that it took.
     pub loads: Tally,
     /// Versions that could not be loaded.
     pub load_failures: u64,
@@ -154,16 +155,17 @@ pub struct DeploymentTotals {
     pub evictions: u64,
 }
 
-/// What a version took since the host started, and what it holds.
+/// What a version took since the host started, and what it holds now.
 #[derive(Debug, Clone)]
 pub struct VersionUsage {
-    /// Which version.
+    /// The version.
     pub version: Arc<Version>,
-    /// Where it runs.
+    /// The deployment that it runs in.
     pub deployment: DeploymentName,
-    /// What it did.
+    /// Its work so far.
     pub statistics: Statistics,
-    /// How long its answers to callers took, waiting included: (upper bound in microseconds, answers) of every class that has any.
+    /// How long its answers to callers took, waiting included. Every class that has answers is (upper bound in
+    /// microseconds, answers).
     pub latency: Vec<(u64, u64)>,
     /// Predictions that run.
     pub running: u32,
@@ -171,9 +173,9 @@ pub struct VersionUsage {
     pub waiting: u32,
     /// Instances that wait for a prediction.
     pub idle_instances: u32,
-    /// Bytes that it holds; `None`: it is not in memory.
+    /// Bytes that it holds. `None` when it is not in memory.
     pub loaded_bytes: Option<u64>,
-    /// Most linear memory that one of its instances had, in bytes, since it was loaded.
+    /// The most linear memory, in bytes, that one of its instances had since the version was loaded.
     pub peak_instance_bytes: u64,
     /// How often it was brought into memory, and how long that took.
     pub loads: Tally,

@@ -1,5 +1,5 @@
-//! How the graphs of a version are evaluated, and what came of it. A graph is an artifact that the host evaluates for the version's
-//! component, outside its sandbox.
+//! How the graphs of a version are evaluated, and the record of it. A graph is an artifact that the host evaluates
+//! for the version's component, outside the sandbox.
 
 use std::time::Duration;
 
@@ -41,7 +41,8 @@ pub struct GraphOptions {
     pub device: u32,
     /// Threads of one evaluation, from 1.
     pub threads: u32,
-    /// Evaluations of one graph at once, from 1; each beyond the first may hold the weights once more. `None`: one a core, and one on a GPU.
+    /// Evaluations of one graph at once, from 1. Each beyond the first may hold the weights once more. `None`: one
+    /// for each core, or one on a GPU.
     pub sessions: Option<u32>,
 }
 
@@ -52,7 +53,7 @@ impl Default for GraphOptions {
 }
 
 impl GraphOptions {
-    /// Errors: invalid argument, on numbers that cannot be, and on a backend that has no such target.
+    /// Errors: invalid argument, on numbers that make no sense, and on a backend that has no such target.
     pub fn check(&self) -> Result<(), Error> {
         if self.threads == 0 || self.sessions == Some(0) {
             return Err(Error::invalid("graphs: threads and sessions are at least 1"));
@@ -76,7 +77,7 @@ pub struct Batching {
 }
 
 impl Batching {
-    /// Every request alone.
+    /// Every request runs alone.
     pub const NONE: Self = Self { max_batch: 1, max_delay: Duration::ZERO };
 
     /// Whether requests are joined at all.
@@ -98,7 +99,7 @@ impl Batching {
     }
 }
 
-/// One graph of a loaded version: where it is evaluated, and what it did since it was loaded.
+/// One graph of a loaded version: where it is evaluated, and its work since it was loaded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GraphStatus {
     /// The artifact's name.
@@ -111,16 +112,16 @@ pub struct GraphStatus {
     pub weight_bytes: u64,
     /// Bytes of tensors that are being evaluated now.
     pub tensor_bytes: u64,
-    /// Processor time of its evaluations, or on a GPU the time that its threads waited for it.
+    /// Processor time of its evaluations. On a GPU: the time that its threads waited for the GPU.
     pub busy: Duration,
     /// Rows of the batches that were evaluated.
     pub batch_rows: Histogram,
-    /// Microseconds that evaluations waited for others to join and for a thread.
+    /// Microseconds that evaluations waited, for others to join and for a thread.
     pub queued_micros: Histogram,
 }
 
 impl GraphStatus {
-    /// What evaluates it and where, for people, e.g. `onnxruntime 1.23.2 on cuda:0`.
+    /// Its backend and device, for people, e.g. `onnxruntime 1.23.2 on cuda:0`.
     pub fn place(&self) -> String {
         format!("{} on {}", self.backend, self.device)
     }
@@ -133,13 +134,13 @@ pub struct GpuStatus {
     pub uuid: String,
     /// Share of the last moments in which it computed, 0 to 1.
     pub utilisation: f64,
-    /// Bytes of its memory in use, by whatever process.
+    /// Bytes of its memory in use, by all processes.
     pub used_bytes: u64,
     /// Bytes of memory that it has.
     pub total_bytes: u64,
 }
 
-/// Counts by powers of two, up to 2^20: class `i` counts values up to 2^i, the last what is beyond.
+/// Counts by powers of two, up to 2^20. Class `i` counts values up to 2^i; the last class counts the larger ones.
 pub type Histogram = histogram::Histogram<1, 22>;
 
 /// The same while it counts.

@@ -1,13 +1,14 @@
-//! Counts of values in classes whose width grows with the value: the one histogram.
+//! Counts of values in classes. A class is the wider, the larger its values are. All histograms use this.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What was counted: each doubling of a value has `PARTS` classes, so that a class's bound is at most 1/`PARTS` above its values.
+/// The counts. Each doubling of a value has `PARTS` classes, so a class's bound is at most 1/`PARTS` above its
+/// values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Histogram<const PARTS: usize, const CLASSES: usize> {
-    /// One a class; the last counts everything beyond.
+    /// One for each class. The last counts all larger values.
     pub counts: [u64; CLASSES],
-    /// Of all values.
+    /// The sum of all values.
     pub sum: u64,
 }
 
@@ -42,7 +43,7 @@ impl<const PARTS: usize, const CLASSES: usize> Histogram<PARTS, CLASSES> {
     }
 }
 
-/// A histogram that counts, by any number of threads.
+/// A histogram that any number of threads count into.
 #[derive(Debug)]
 pub struct Counts<const PARTS: usize, const CLASSES: usize> {
     counts: [AtomicU64; CLASSES],
@@ -64,7 +65,7 @@ impl<const PARTS: usize, const CLASSES: usize> Counts<PARTS, CLASSES> {
         self.sum.fetch_add(value, Ordering::Relaxed);
     }
 
-    /// What was counted so far.
+    /// The counts so far.
     pub fn read(&self) -> Histogram<PARTS, CLASSES> {
         let counts = self.counts.each_ref().map(|count| count.load(Ordering::Relaxed));
         Histogram { counts, sum: self.sum.load(Ordering::Relaxed) }

@@ -31,22 +31,22 @@ impl std::fmt::Display for Parameter {
     }
 }
 
-/// What a caller asks of a model.
+/// A caller's request to a model.
 #[derive(Debug, Clone, Default)]
 pub struct InferRequest {
     /// Comes back unchanged.
     pub id: Option<String>,
-    /// In the order they came; names are unique.
+    /// In the order they came. Names are unique.
     pub parameters: Vec<(String, Parameter)>,
     /// In the order they came.
     pub inputs: Vec<Tensor>,
-    /// Names of the outputs asked for, in the order wanted. Empty: all.
+    /// Names of the outputs that the caller wants, in that order. Empty: all.
     pub outputs: Vec<String>,
 }
 
 impl InferRequest {
-    /// Brings the inputs into the signature's order, checked. Errors: invalid argument, naming the input that is
-    /// missing, unknown, given twice, or of another datatype or shape; or the unknown output.
+    /// Brings the inputs into the signature's order and checks them. Errors: invalid argument, naming the input that
+    /// is missing, unknown, given twice, or of another datatype or shape; or the unknown output.
     pub fn conform(&mut self, signature: &Signature) -> Result<(), Error> {
         conform_inputs(signature, &mut self.inputs)?;
         if self.outputs.is_empty() {
@@ -65,14 +65,14 @@ impl InferRequest {
         found.map(|(_, value)| value.to_string().into_bytes())
     }
 
-    /// Rows in the request: the first dimension of the first input, 1 for a scalar.
+    /// Rows in the request: the first dimension of the first input; 1 for a scalar.
     pub fn rows(&self) -> u64 {
         self.inputs.first().and_then(|input| input.shape().first().copied()).unwrap_or(1)
     }
 }
 
-/// Brings inputs into the signature's order, checked. Errors: invalid argument, naming the input that is missing, unknown, given
-/// twice, or of another datatype or shape.
+/// Brings inputs into the signature's order and checks them. Errors: invalid argument, naming the input that is
+/// missing, unknown, given twice, or of another datatype or shape.
 pub fn conform_inputs(signature: &Signature, inputs: &mut [Tensor]) -> Result<(), Error> {
     let specs = &signature.inputs;
     if !is_in_order(specs, inputs) {
@@ -88,42 +88,40 @@ pub fn conform_inputs(signature: &Signature, inputs: &mut [Tensor]) -> Result<()
     specs.iter().zip(inputs.iter()).try_for_each(|(spec, input)| spec.check("input", input))
 }
 
-/// Checks a model's answer against its signature, and leaves the outputs asked for, in the order asked.
+/// Checks a model's answer against its signature. Leaves the outputs that were asked for, in that order.
 /// Errors: plugin fault, naming the output that is missing, unknown, or of another datatype or shape.
 pub fn conform_outputs(
     signature: &Signature,
     asked: &[String],
     outputs: Vec<Tensor>,
 ) -> Result<Vec<Tensor>, Error> {
-    let fault = |message: String| Error::new(ErrorCode::PluginFault, message);
+    let plugins = |error: Error| error.with_code(ErrorCode::PluginFault);
     let specs = &signature.outputs;
     if asked.is_empty() && is_in_order(specs, &outputs) {
         let mut pairs = specs.iter().zip(&outputs);
-        pairs
-            .try_for_each(|(spec, output)| spec.check("output", output))
-            .map_err(|error| fault(error.message))?;
+        pairs.try_for_each(|(spec, output)| spec.check("output", output)).map_err(plugins)?;
         return Ok(outputs);
     }
     if outputs.len() > MAX_TENSORS {
-        return Err(fault(format!("{} outputs came, more than {MAX_TENSORS}", outputs.len())));
+        return Err(Error::fault(format!("{} outputs came, more than {MAX_TENSORS}", outputs.len())));
     }
     let named = by_name(&outputs);
-    check_known("output", specs, &named).map_err(|error| fault(error.message))?;
+    check_known("output", specs, &named).map_err(plugins)?;
     for spec in specs {
         if let Some(output) = find(&named, &spec.name) {
-            spec.check("output", output).map_err(|error| fault(error.message))?;
+            spec.check("output", output).map_err(plugins)?;
         }
     }
     let wanted: Vec<&str> = match asked {
         [] => specs.iter().map(|spec| spec.name.as_str()).collect(),
         asked => asked.iter().map(String::as_str).collect(),
     };
-    let output =
-        |name: &str| find(&named, name).cloned().ok_or_else(|| fault(format!("output {name:?} is missing")));
+    let missing = |name: &str| Error::fault(format!("output {name:?} is missing"));
+    let output = |name: &str| find(&named, name).cloned().ok_or_else(|| missing(name));
     wanted.into_iter().map(output).collect()
 }
 
-/// Whether these are the tensors of the signature in its own order: what most requests and answers are.
+/// Whether these are the tensors of the signature in its own order. Most requests and answers are.
 fn is_in_order(specs: &[TensorSpec], tensors: &[Tensor]) -> bool {
     specs.len() == tensors.len() && specs.iter().zip(tensors).all(|(spec, tensor)| spec.name == tensor.name())
 }
@@ -152,7 +150,7 @@ fn find<'a>(named: &[&'a Tensor], name: &str) -> Option<&'a Tensor> {
     named.get(at).copied()
 }
 
-/// The moment after which nobody waits for the answer any more.
+/// The moment when the caller stops waiting for the answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(Instant);
 

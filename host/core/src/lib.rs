@@ -1,4 +1,4 @@
-//! The domain: what a model, a version, a tensor and a traffic policy are, and every decision about them.
+//! The domain: models, versions, tensors and traffic policies, and every decision about them.
 //!
 //! Pure: no I/O, no async runtime, no wire format, no clock. Time and random draws are arguments.
 

@@ -10,7 +10,7 @@ use crate::tensor::{Column, ColumnKind, MAX_RANK, TensorSpec, check_name};
 #[cfg(test)]
 mod tests;
 
-/// Words that follow a model's name in a URL of the Open Inference Protocol, so no name may be one of them.
+/// Words that follow a model's name in a URL of the Open Inference Protocol. No name may be one of them.
 const WORDS_AFTER_A_MODEL: [&str; 9] =
     ["versions", "infer", "ready", "config", "stats", "generate", "generate_stream", "trace", "labels"];
 
@@ -22,8 +22,8 @@ pub struct ModelName {
 }
 
 impl ModelName {
-    /// Reads `prefix/name`. Each part is a [`crate::name`], no word that follows one in a URL (`versions`, `infer`, …), and nothing
-    /// that reads as a version (`v6`).
+    /// Reads `prefix/name`. Each part is a [`crate::name`]. It must not be a word that follows a name in a URL
+    /// (`versions`, `infer`, …), and must not read as a version (`v6`).
     pub fn parse(text: &str) -> Result<Self, Error> {
         let (prefix, name) = text
             .split_once('/')
@@ -50,14 +50,14 @@ impl ModelName {
     }
 }
 
-/// So that maps keyed by name are looked up by text, without an allocation.
+/// Maps keyed by name can be searched by text, without an allocation.
 impl std::borrow::Borrow<str> for ModelName {
     fn borrow(&self) -> &str {
         &self.text
     }
 }
 
-/// As its text, which `Borrow` promises.
+/// Hashes as its text does, because `Borrow` promises so.
 impl std::hash::Hash for ModelName {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.text.hash(state);
@@ -70,7 +70,7 @@ impl fmt::Display for ModelName {
     }
 }
 
-/// A version's number: from 1, per model, never reused.
+/// A version's number: from 1, per model, never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelVersion(u32);
 
@@ -117,22 +117,23 @@ pub const MAX_COLUMNS: usize = 16_384;
 /// Most bytes of a signature: its texts, and [`ITEM_BYTES`] for each text and each dimension.
 const MAX_SIGNATURE_BYTES: usize = 1 << 20;
 
-/// What a text or a dimension counts besides its own bytes.
+/// Bytes that a text or a dimension counts besides its own.
 const ITEM_BYTES: usize = 16;
 
-/// What a version takes and gives.
+/// A version's inputs and outputs.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Signature {
-    /// The tensors of a request; all of them are required.
+    /// The tensors of a request. All of them are required.
     pub inputs: Vec<TensorSpec>,
     /// The tensors of a response.
     pub outputs: Vec<TensorSpec>,
 }
 
 impl Signature {
-    /// Whether it can be served. What a plugin says of itself passes here before anything else reads it.
-    /// Errors: invalid argument, on no input or output, a name given twice (tensor or column), a name that cannot be one, or more of
-    /// anything than the bounds allow.
+    /// Whether the signature can be served. A plugin's own description of itself is checked here before anything else
+    /// reads it.
+    /// Errors: invalid argument, on no input or output, a name given twice (tensor or column), a name that is not
+    /// allowed, or more of anything than the bounds allow.
     pub fn check(&self) -> Result<(), Error> {
         let mut bytes = 0;
         for (role, specs) in [("input", &self.inputs), ("output", &self.outputs)] {
@@ -146,8 +147,7 @@ impl Signature {
             }
             let mut names = HashSet::new();
             for spec in specs {
-                check_name(&spec.name)
-                    .map_err(|error| Error::invalid(format!("{role}: {}", error.message)))?;
+                check_name(&spec.name).map_err(|error| error.within(role))?;
                 if !names.insert(&spec.name) {
                     let name = &spec.name;
                     return Err(Error::invalid(format!("{role} {name:?} stands twice in the signature")));
@@ -163,7 +163,7 @@ impl Signature {
         Ok(())
     }
 
-    /// The input that is a table of named columns, when it is the only input.
+    /// The only input, when it is a table of named columns.
     pub fn table(&self) -> Option<&TensorSpec> {
         match self.inputs.as_slice() {
             [input] if !input.columns.is_empty() => Some(input),
@@ -172,7 +172,7 @@ impl Signature {
     }
 }
 
-/// Tells its bytes.
+/// Returns its bytes.
 fn check_spec(role: &str, spec: &TensorSpec) -> Result<usize, Error> {
     let (name, rank) = (&spec.name, spec.shape.len());
     let refusal = |why: String| Err(Error::invalid(format!("{role} {name:?}: {why}")));

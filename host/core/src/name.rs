@@ -6,8 +6,8 @@ use crate::model::ModelVersion;
 /// Longest name, in bytes.
 const LONGEST: usize = 64;
 
-/// Whether this is a name: 1 to 64 ASCII letters, digits, `.`, `_` and `-`, the first a letter or digit.
-/// Errors: invalid argument, naming the `subject` and what came.
+/// Whether this is a name: 1 to 64 ASCII letters, digits, `.`, `_` and `-`, of which the first is a letter or digit.
+/// Errors: invalid argument, naming the `subject` and the text.
 pub fn check(subject: &str, text: &str) -> Result<(), Error> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let starts_well = text.starts_with(|first: char| first.is_ascii_alphanumeric());
@@ -17,11 +17,12 @@ pub fn check(subject: &str, text: &str) -> Result<(), Error> {
     let shown: String = text.chars().take(LONGEST).collect();
     let more = if shown.len() < text.len() { "…" } else { "" };
     Err(Error::invalid(format!(
-        "{subject} {shown:?}{more} is not 1 to {LONGEST} letters, digits, '.', '_' or '-', starting with a letter or digit"
+        "{subject} {shown:?}{more} is not 1 to {LONGEST} letters, digits, '.', '_' or '-', starting \
+         with a letter or digit"
     )))
 }
 
-/// Whether this is a name that can stand in a URL's path, where it is told from these words and from a version.
+/// Whether this is a name that can stand in a URL's path, where it must differ from these words and from a version.
 /// Errors: as [`check`].
 pub fn check_in_path(subject: &str, text: &str, words: &[&str]) -> Result<(), Error> {
     check(subject, text)?;

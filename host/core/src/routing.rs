@@ -1,8 +1,8 @@
-//! Who answers a request: policy as data, and a pure function over it.
+//! Decides which version answers a request: the policy is data, and a pure function reads it.
 //!
-//! A policy cuts the 10,000 buckets of a hash (or of a random draw) into runs, one version each. A new split moves
-//! as few buckets as its weights require and leaves the rest where they are, so that raising a version's share
-//! never moves a caller who already reaches it, however many versions there are.
+//! A policy cuts the 10,000 buckets of a hash (or of a random draw) into runs. Each run belongs to one version. A new
+//! split moves as few buckets as its weights require and leaves the rest where they are. So raising a version's share
+//! never moves a caller that already reaches it, however many versions there are.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -21,18 +21,18 @@ pub const MAX_VERSIONS: usize = 16;
 /// Consecutive buckets that one version serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
-    /// Who serves them.
+    /// The version that serves them.
     pub version: ModelVersion,
-    /// How many they are.
+    /// The number of buckets.
     pub buckets: u16,
 }
 
-/// What identifies a caller, so that the same one reaches the same version.
+/// What identifies a caller, so that the same caller reaches the same version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StickyKey {
     /// The value of this HTTP header.
     Header(String),
-    /// The request parameter of this name; for JSON records, this field of the first record.
+    /// The request parameter of this name. For JSON records it is this field of the first record.
     Field(String),
 }
 
@@ -56,7 +56,7 @@ impl std::fmt::Display for StickyKey {
     }
 }
 
-/// What a model's traffic does.
+/// How a model's traffic is routed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     primary: ModelVersion,
@@ -66,7 +66,7 @@ pub struct Policy {
     pinned: bool,
 }
 
-/// Who answers, and who sees the request in the shadow.
+/// Which version answers, and which see a copy of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision<'a> {
     /// Answers the caller.
@@ -75,7 +75,7 @@ pub struct Decision<'a> {
 }
 
 impl Decision<'_> {
-    /// The versions that see a copy: every challenger but the one that answers anyway.
+    /// The versions that see a copy: every challenger except the one that answers.
     pub fn mirror(&self) -> impl Iterator<Item = ModelVersion> {
         self.challengers.iter().copied().filter(|version| *version != self.serve)
     }
@@ -88,7 +88,7 @@ impl Policy {
         Self { primary: version, runs, challengers: Vec::new(), sticky: None, pinned: false }
     }
 
-    /// From storage. Errors: runs that do not add up to [`BUCKETS`], or a primary that serves nothing.
+    /// A policy from storage. Errors: runs that do not add up to [`BUCKETS`], or a primary that serves nothing.
     pub fn from_parts(
         primary: ModelVersion,
         runs: Vec<Run>,
@@ -112,17 +112,17 @@ impl Policy {
         &self.runs
     }
 
-    /// The versions that see every request in the shadow.
+    /// The versions that see a copy of every request.
     pub fn challengers(&self) -> &[ModelVersion] {
         &self.challengers
     }
 
-    /// What identifies a caller; without it every request is drawn anew.
+    /// What identifies a caller. Without it every request is drawn anew.
     pub fn sticky(&self) -> Option<&StickyKey> {
         self.sticky.as_ref()
     }
 
-    /// Whether the versions it names stay in memory, and are brought there when the host starts.
+    /// Whether the versions it names stay in memory, and are loaded when the host starts.
     pub fn is_pinned(&self) -> bool {
         self.pinned
     }
@@ -144,7 +144,7 @@ impl Policy {
         shares
     }
 
-    /// Every version that the policy names: it serves or challenges.
+    /// Every version that the policy names, to serve or to challenge.
     pub fn versions(&self) -> Vec<ModelVersion> {
         let mut versions: Vec<_> = self.runs.iter().map(|run| run.version).collect();
         versions.extend(&self.challengers);
@@ -161,9 +161,9 @@ impl Policy {
         Ok(Self { challengers, ..self.clone() })
     }
 
-    /// The same challengers under new weights, moving as few buckets as possible. Weights are relative to their
-    /// sum. The primary stays if it still serves, else the first named takes over. Errors: no weight, all zero, a version twice,
-    /// more than [`MAX_VERSIONS`].
+    /// The same challengers under new weights. As few buckets as possible move. Weights are relative to their sum.
+    /// The primary stays if it still serves; otherwise the first version that is named takes over. Errors: no weight,
+    /// all zero, a version twice, more than [`MAX_VERSIONS`].
     pub fn with_split(
         &self,
         weights: &[(ModelVersion, u32)],
@@ -179,8 +179,8 @@ impl Policy {
     }
 }
 
-/// Decides who answers. `key` identifies the caller when the policy is sticky; `draw` is 64 random bits, used when
-/// there is no key. `seed` (from the model's name) keeps one caller's luck in different models independent.
+/// Decides which version answers. `key` identifies the caller when the policy is sticky. `draw` is 64 random bits for
+/// the case without a key. `seed` (from the model's name) makes the choice for one caller independent between models.
 /// Pure: the same arguments give the same decision on every host and release (XXH3-64).
 pub fn decide<'a>(policy: &'a Policy, seed: u64, key: Option<&[u8]>, draw: u64) -> Decision<'a> {
     let hash = key.map_or(draw, |key| xxh3_64_with_seed(key, seed));
@@ -241,7 +241,8 @@ fn bucket_targets(weights: &[(ModelVersion, u32)]) -> Result<Vec<(ModelVersion, 
     Ok(targets)
 }
 
-/// Every version keeps its buckets up to its target; what is over goes, in bucket order, to who is short.
+/// Every version keeps its buckets up to its target. Buckets beyond the target go, in bucket order, to the versions
+/// that have too few.
 fn reassign(runs: &[Run], mut targets: Vec<(ModelVersion, u16)>) -> Vec<Run> {
     let mut kept: Vec<(Option<ModelVersion>, u16)> = Vec::new();
     for run in runs {

@@ -16,7 +16,8 @@ pub const MAX_RANK: usize = 32;
 /// Longest name of a tensor or a column, in bytes.
 pub const MAX_NAME: usize = 1024;
 
-/// Most that the other dimensions of a tensor without elements may announce: who writes it as lists or columns writes so many empty ones.
+/// The most that the other dimensions of a tensor without elements may announce. Written as lists or columns, such a
+/// tensor has as many empty ones.
 const MAX_EMPTY: u64 = 1 << 20;
 
 /// An Open Inference Protocol V2 datatype, or Triton's BF16.
@@ -129,7 +130,7 @@ impl fmt::Display for DType {
 pub enum ColumnKind {
     /// A number.
     Numeric,
-    /// One of these values; it travels as its index.
+    /// One of these values. It travels as its index.
     Categorical(Vec<String>),
 }
 
@@ -138,7 +139,7 @@ pub enum ColumnKind {
 pub struct Column {
     /// Unique in its table.
     pub name: String,
-    /// Number, or category with its values.
+    /// A number, or a category with its values.
     pub kind: ColumnKind,
     /// For people.
     pub description: Option<String>,
@@ -148,31 +149,32 @@ pub struct Column {
     pub minimum: Option<f64>,
     /// Largest value seen in training, inclusive. A hint, not enforced.
     pub maximum: Option<f64>,
-    /// Whether a row may leave it out; it then travels as NaN.
+    /// Whether a row may leave it out. It then travels as NaN.
     pub missing: bool,
 }
 
-/// A tensor's type; a dimension of `None` (-1 on the wire) is decided by each request.
+/// A tensor's type. Each request decides a dimension that is `None` (-1 on the wire).
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorSpec {
-    /// Unique among the inputs or outputs of a signature.
+    /// Unique among the inputs or the outputs of a signature.
     pub name: String,
     /// Element type.
     pub dtype: DType,
     /// Dimensions, outermost first.
     pub shape: Vec<Option<u64>>,
-    /// Empty unless the tensor is a table of named columns. Shared: thousands of versions have the same.
+    /// Empty unless the tensor is a table of named columns. It is shared: thousands of versions have the same
+    /// columns.
     pub columns: Arc<[Column]>,
 }
 
 impl TensorSpec {
-    /// The shape with -1 for dimensions that each request decides.
+    /// The shape, with -1 for dimensions that each request decides.
     pub fn wire_shape(&self) -> Vec<i64> {
         self.shape.iter().map(|dim| dim.and_then(|dim| i64::try_from(dim).ok()).unwrap_or(-1)).collect()
     }
 
-    /// Whether `tensor` has this datatype and shape. `role` is `input` or `output`, for the message.
-    /// Errors: invalid argument naming the tensor, what was expected and what came.
+    /// Whether `tensor` has this datatype and shape. The message begins with `role`: `input` or `output`.
+    /// Errors: invalid argument, naming the tensor, what was expected and what came.
     pub fn check(&self, role: &str, tensor: &Tensor) -> Result<(), Error> {
         let name = &self.name;
         if tensor.dtype != self.dtype {
@@ -220,11 +222,10 @@ pub struct Tensor {
 
 impl Tensor {
     /// Checks that `data` holds exactly the elements that `shape` announces.
-    /// Errors: invalid argument naming the tensor, on a shape that no tensor may have ([`check_shape`]), a byte count that
-    /// differs, a BOOL element other than 0 and 1, or BYTES lengths that do not add up.
+    /// Errors: invalid argument, naming the tensor, on a shape that no tensor may have ([`check_shape`]), a byte
+    /// count that differs, a BOOL element other than 0 and 1, or BYTES lengths that do not add up.
     pub fn new(name: String, dtype: DType, shape: Vec<u64>, data: Bytes) -> Result<Self, Error> {
-        let count = check_shape(&shape)
-            .map_err(|error| Error::invalid(format!("tensor {name:?}: {}", error.message)))?;
+        let count = check_shape(&shape).map_err(|error| error.within(format_args!("tensor {name:?}")))?;
         match dtype.size() {
             Some(size) => {
                 let expected = count.checked_mul(size as u64);
@@ -243,7 +244,8 @@ impl Tensor {
         Ok(Self { name, dtype, shape, data })
     }
 
-    /// A BYTES tensor of these elements. Errors: invalid argument, when there are not as many as `shape` announces, or one is 4 GiB long.
+    /// A BYTES tensor of these elements. Errors: invalid argument, when their number is not what `shape` announces,
+    /// or one is 4 GiB long.
     pub fn from_bytes_elements<'a>(
         name: String,
         shape: Vec<u64>,
@@ -260,7 +262,7 @@ impl Tensor {
         Self::new(name, DType::Bytes, shape, data.into())
     }
 
-    /// The same, of another name.
+    /// The same tensor under another name.
     #[must_use]
     pub fn named(self, name: String) -> Self {
         Self { name, ..self }
@@ -298,7 +300,7 @@ impl Tensor {
     }
 }
 
-/// Never the values: a log must not hold a caller's data.
+/// Never shows the values: a log must not hold a caller's data.
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}{:?} ({} bytes)", self.name, self.dtype, self.shape, self.data.len())
@@ -314,8 +316,9 @@ fn product<'a>(mut dims: impl Iterator<Item = &'a u64>) -> Option<u64> {
     dims.try_fold(1_u64, |product, dim| product.checked_mul(*dim))
 }
 
-/// Whether a tensor may have this shape; tells how many elements it has. A shape without elements announces little besides, because
-/// who walks its rows or columns has no data to end at. Errors: invalid argument, naming the shape.
+/// Whether a tensor may have this shape. Returns the number of its elements. The dimensions of a shape without
+/// elements are bounded too: a walk over its rows or columns has no data to end at. Errors: invalid argument, naming
+/// the shape.
 pub fn check_shape(shape: &[u64]) -> Result<u64, Error> {
     if shape.len() > MAX_RANK {
         let rank = shape.len();
@@ -332,8 +335,8 @@ pub fn check_shape(shape: &[u64]) -> Result<u64, Error> {
     }
 }
 
-/// Whether a tensor or a column of a signature may have this name. Errors: invalid argument, when it is empty, long, or cannot be printed
-/// on one line.
+/// Whether a tensor or a column of a signature may have this name. Errors: invalid argument, when the name is empty,
+/// long, or cannot be printed on one line.
 pub fn check_name(name: &str) -> Result<(), Error> {
     if name.is_empty() || name.len() > MAX_NAME {
         let length = name.len();
@@ -345,7 +348,8 @@ pub fn check_name(name: &str) -> Result<(), Error> {
     }
 }
 
-/// Whether it stays on its line and in its place: no control, no separator of lines, nothing that turns the direction of writing.
+/// Whether the character stays on its line and in its place: no control, no line separator, no change of the
+/// direction of writing.
 pub fn is_printable(char: char) -> bool {
     !char.is_control() && !matches!(char, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -1,4 +1,4 @@
-//! What a host serves: models, versions, and the immutable [`Snapshot`] that readers share.
+//! The things that a host serves: models, versions, and the immutable [`Snapshot`] that readers share.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use crate::tensor::{Column, Tensor};
 /// How much of one request can reach the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Isolation {
-    /// Nothing: every request runs in a fresh instance, started from the loaded model's snapshot.
+    /// Nothing: every request runs in a fresh instance, which starts from the loaded model's snapshot.
     Request,
-    /// The instance's memory: warm instances answer one request after another.
+    /// The instance's memory: a warm instance answers one request after another.
     Instance,
 }
 
@@ -50,16 +50,16 @@ pub struct Limits {
     pub deadline: Duration,
     /// Predictions running at once.
     pub concurrency: u32,
-    /// Predictions waiting for one of those; one more is refused.
+    /// Predictions that wait for one of those. One more is refused.
     pub queue: u32,
     /// All artifacts together, in bytes.
     pub artifact_bytes: u64,
-    /// Weights of its graphs, and the tensors that they evaluate, together, in bytes.
+    /// Weights of its graphs and the tensors that they evaluate, all together, in bytes.
     pub graph_bytes: u64,
 }
 
 impl Limits {
-    /// What a manifest gets when it asks for nothing.
+    /// The limits of a manifest that asks for none.
     pub const DEFAULT: Self = Self {
         memory_bytes: 256 << 20,
         deadline: Duration::from_secs(1),
@@ -82,7 +82,7 @@ impl Limits {
     }
 
     /// Whether each bound is at least 1 and at most the operator's `cap`.
-    /// Errors: invalid argument naming the limit, what it asks and what is allowed.
+    /// Errors: invalid argument, naming the limit, the value asked for and the value allowed.
     pub fn check(&self, cap: &Self) -> Result<(), Error> {
         let millis = |deadline: Duration| u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
         for (name, asked, most) in [
@@ -108,13 +108,13 @@ impl Limits {
 pub struct Example {
     /// Its request.
     pub request: InferRequest,
-    /// Outputs that must match; others are not compared.
+    /// Outputs that must match. Others are not compared.
     pub outputs: Vec<Tensor>,
-    /// Largest difference |came - expected| allowed for floating-point outputs.
+    /// Largest |came - expected| that is allowed for floating-point outputs.
     pub tolerance: f64,
 }
 
-/// Everything that decides what a version answers, and within which bounds.
+/// Everything that decides a version's answers, and the bounds that it runs within.
 #[derive(Debug, Clone)]
 pub struct Package {
     /// The component's content.
@@ -131,18 +131,19 @@ pub struct Package {
     pub response_cache: bool,
     /// How its graphs are evaluated.
     pub graphs: GraphOptions,
-    /// How requests that wait are joined: in its graphs where it has any, else before the component.
+    /// How requests that wait are joined: in its graphs where it has any, otherwise before the component.
     pub batching: Batching,
-    /// What the manifest asks for; `None` leaves it to what the component allows.
+    /// The isolation that the manifest asks for. `None` leaves it to the component's abilities.
     pub isolation: Option<Isolation>,
     /// Checked against the operator's caps.
     pub limits: Limits,
-    /// Run before a version serves.
+    /// They run before a version serves.
     pub examples: Vec<Example>,
 }
 
 impl Package {
-    /// Whether its artifacts are within its limit. Errors: unavailable, naming the limit: an operator may have lowered it since.
+    /// Whether its artifacts are within its limit. Errors: unavailable, naming the limit. An operator may have
+    /// lowered it since the version was registered.
     pub fn check_artifacts(&self) -> Result<(), Error> {
         let bytes = self.artifacts.iter().fold(0_u64, |sum, artifact| sum.saturating_add(artifact.bytes));
         let (limit, mib) = (self.limits.artifact_bytes, self.limits.artifact_bytes >> 20);
@@ -153,7 +154,7 @@ impl Package {
         Err(Error::new(ErrorCode::Unavailable, text))
     }
 
-    /// Whether it was granted `wasi:nn`, all of it or one of its interfaces: it may bring graphs of its own, too.
+    /// Whether it was granted `wasi:nn`, whole or one of its interfaces. Then it may bring graphs of its own, too.
     pub fn may_have_graphs(&self) -> bool {
         let mut rest = self.capabilities.iter().filter_map(|capability| capability.strip_prefix("wasi:nn"));
         rest.any(|rest| rest.is_empty() || rest.starts_with(['/', '@']))
@@ -165,28 +166,28 @@ impl Package {
     }
 }
 
-/// What an artifact's name ends with when it is a graph.
+/// An artifact is a graph when its name ends with this.
 pub const GRAPH_SUFFIX: &str = ".onnx";
 
-/// What loading a package brought to light.
+/// The findings of a load.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadReport {
-    /// What the runtime says that the version takes and gives.
+    /// The version's inputs and outputs, as the runtime describes them.
     pub signature: Signature,
     /// How it runs.
     pub isolation: Isolation,
-    /// Why it does not run in fresh instances although nobody asked for warm ones.
+    /// Why it does not run in fresh instances, although the manifest did not ask for warm ones.
     pub isolation_note: Option<String>,
 }
 
-/// What an author says of a version, for people and for the record.
+/// The author's description of a version, for people and for the record.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Card {
     /// One or two sentences.
     pub description: String,
-    /// Who to ask.
+    /// The person or team to ask.
     pub author: String,
-    /// How the model came to be: names and values, in the order they are shown.
+    /// How the model was made: names and values, in the order they are shown.
     pub training: Vec<(String, String)>,
 }
 
@@ -197,13 +198,13 @@ pub struct Version {
     pub model: ModelName,
     /// Its number.
     pub number: ModelVersion,
-    /// Names runtime, artifacts and manifest together.
+    /// Covers the runtime, the artifacts and the manifest together.
     pub digest: Digest,
-    /// What to load.
+    /// The files and settings to load.
     pub package: Package,
-    /// What loading it brought to light at registration.
+    /// The findings of its load at registration.
     pub report: LoadReport,
-    /// What the manifest says of it, for people.
+    /// Its description from the manifest, for people.
     pub card: Card,
     /// `<project>_<format>`, as the Open Inference Protocol wants it.
     pub platform: String,
@@ -216,7 +217,7 @@ impl Version {
     }
 }
 
-/// One model's versions and who gets its traffic.
+/// One model: its versions and the policy of its traffic.
 #[derive(Debug, Clone)]
 pub struct Model {
     /// `prefix/name`.
@@ -229,7 +230,7 @@ pub struct Model {
     pub previous: Option<Policy>,
     /// Movable names of versions.
     pub aliases: BTreeMap<String, ModelVersion>,
-    /// Where versions run; those that are not here run in the default deployment.
+    /// The deployments of versions. A version that is not here runs in the default one.
     pub placed: BTreeMap<ModelVersion, DeploymentName>,
 }
 
@@ -246,13 +247,13 @@ impl Model {
         }
     }
 
-    /// Where a version runs.
+    /// The deployment that a version runs in.
     pub fn deployment(&self, number: ModelVersion) -> DeploymentName {
         self.placed.get(&number).cloned().unwrap_or_default()
     }
 }
 
-/// Everything a host serves at one moment. Never changed: a change publishes a new one.
+/// Everything that a host serves at one moment. It never changes: a change publishes a new one.
 #[derive(Debug, Default, Clone)]
 pub struct Snapshot {
     /// By `prefix/name`.

@@ -1,4 +1,5 @@
-//! Generated from `wit/`. Typed on purpose: the dynamic `Val` path is three hundred times slower for tensors.
+//! Generated from `wit/`. The bindings are typed, because the dynamic `Val` is three hundred times slower for
+//! tensors.
 
 #![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 
@@ -10,6 +11,7 @@ wasmtime::component::bindgen!({
         "wasi:nn/graph.load": async | trappable,
         "wasi:nn/inference.[method]graph-execution-context.compute": async | trappable,
         "wasi:nn": trappable,
+        "modelhost:inference/artifacts.read": trappable,
         "modelhost:inference/graphs.compute": async | trappable,
     },
     exports: { default: async },

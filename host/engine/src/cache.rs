@@ -1,9 +1,10 @@
-//! Compiled code on disk, named by everything it was made from.
+//! Compiled code on disk, named by everything that it was made from.
 //!
-//! An entry is an image (`.cwasm`): a version's memory and wasmtime's tables, with a hole where its machine code belongs. The machine code
-//! (`.text`) is a file of its own, named by its content: all versions of one runtime have the same. Loading native code that somebody
-//! changed would run it, so the digests of both stand in a third file (`.sha256`) and are checked before anything is mapped. What is
-//! missing, torn or changed is made again. The folder is bounded: what was used longest ago goes first, and what is mapped stays mapped.
+//! An entry is an image (`.cwasm`): a version's memory and wasmtime's tables, with a hole in place of its machine
+//! code. The machine code (`.text`) is a file of its own, named by its content, because all versions of a runtime
+//! have the same. Loaded native code is run, so changed files must not be loaded. A third file (`.sha256`) has the
+//! digests of both, which are checked before mapping. A missing, torn or changed file is made again. The folder is
+//! bounded. The least recently used files are removed first. Mapped files stay mapped.
 
 use std::fs::{self, File, FileTimes};
 use std::hash::Hasher;
@@ -23,39 +24,40 @@ use wasmtime::component::Component;
 
 use crate::text::{self, Text};
 
-/// What a file is written by: blocks of zeros become holes, because a snapshot's free heap is mostly zeros.
+/// Files are written in blocks. Blocks of zeros become holes, because the free heap in a snapshot is mostly zeros.
 const BLOCK: usize = 4096;
 
-/// A file's time may be this much older than the clock when it was written.
+/// The time of a file may lag behind the clock by so much.
 const CLOCK_GRAIN: Duration = Duration::from_secs(1);
 
-/// How names of files begin that are not whole yet.
+/// The prefix of unfinished files.
 const TEMPORARY: &str = ".new-";
 
-/// Machine code files that are held open: one a runtime.
+/// Machine code files that are kept open, one per runtime.
 const MAX_TEXTS: u64 = 256;
 
 /// Images whose check is remembered.
 const MAX_CHECKED: u64 = 100_000;
 
-/// How often a use is noted in the file's own time, which orders files for the next process.
+/// How often a use is recorded in the file's time, which orders the files for the next process.
 const NOTE_EVERY: Duration = Duration::from_secs(3600);
 
-/// What is read of a file at a time; whole blocks.
+/// Bytes that are read at a time, in whole blocks.
 const READ: usize = 64 * BLOCK;
 
 /// The folder of compiled code.
 pub(crate) struct Cache {
     dir: Arc<Path>,
-    /// Bytes on disk by key, the latest use last; what leaves it is removed.
+    /// Bytes on disk by key, in the order of their last use. An evicted entry is removed from disk.
     entries: moka::sync::Cache<Digest, u64>,
-    /// Machine code that was checked, by its digest, and held open.
+    /// Checked machine code by digest, kept open.
     texts: moka::sync::Cache<Digest, Arc<Text>>,
-    /// Images that this process checked, as they were then, and their machine code.
+    /// Images that this process checked, their state at that time, and the digest of their machine code.
     checked: moka::sync::Cache<Digest, (Stamp, Digest)>,
 }
 
-/// What differs once a file was written to or replaced: device, inode, length, and the time of its last change, which nobody can set.
+/// Changes whenever a file is written or replaced: device, inode, length, and the time of its last change, which
+/// cannot be set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp([u64; 5]);
 
@@ -66,25 +68,25 @@ impl Stamp {
     }
 }
 
-/// Names one entry: a hash over all that decides its content.
+/// The name of an entry: a hash of everything that decides its content.
 pub(crate) struct Key(Sha256);
 
 impl Key {
-    /// Starts from the engine's settings: other settings or another release make other code.
+    /// Begins with the engine's settings, because other settings or another release make other code.
     pub(crate) fn new(engine: &Engine, kind: &str) -> Self {
         let mut key = Self(Sha256::new());
         std::hash::Hash::hash(&engine.precompile_compatibility_hash(), &mut key);
         key.with(kind.as_bytes())
     }
 
-    /// Adds one field; its length goes in too, so that fields cannot run into each other.
+    /// Adds a field and its length, so that adjacent fields cannot be confused.
     pub(crate) fn with(mut self, field: &[u8]) -> Self {
         self.0.update((field.len() as u64).to_le_bytes());
         self.0.update(field);
         self
     }
 
-    /// Adds a list of fields; its name and count go in too, so that lists cannot run into each other.
+    /// Adds a list with its name and count, so that adjacent lists cannot be confused.
     pub(crate) fn with_list(self, name: &str, fields: &[String]) -> Self {
         let key = self.with(name.as_bytes()).with(&(fields.len() as u64).to_le_bytes());
         fields.iter().fold(key, |key, field| key.with(field.as_bytes()))
@@ -106,21 +108,23 @@ impl Hasher for Key {
     }
 }
 
-/// Mapped code and the bytes that it can take of memory: the file's, without its holes.
+/// Mapped code, and the bytes that it may take in memory. Holes of the file do not count.
 pub(crate) struct Code {
     pub(crate) component: Component,
     pub(crate) bytes: u64,
-    /// Whether its pages are those of a file, which can be read again.
+    /// Whether its pages belong to a file and can be read again.
     pub(crate) is_file: bool,
 }
 
-/// Gives back the pages of a component whose code is a file's ([`Code::is_file`]): who touches one reads it again from the page cache.
+/// Gives back the pages of a component that is mapped from a file ([`Code::is_file`]). They are read again from the
+/// page cache when they are used.
 pub(crate) fn give_back_pages(component: &Component) -> io::Result<()> {
     let image = component.image_range();
     let length = (image.end as usize).saturating_sub(image.start as usize);
     #[expect(unsafe_code, reason = "madvise is told an address; see SAFETY")]
-    // SAFETY: the range is a private mapping of a file, which lives as long as `component`. Its pages are as in the file, because wasmtime
-    // refuses code with relocations and makes the mapping read-only before it runs; the file is never written after it has its name.
+    // SAFETY: the range is a private mapping of a file, which lives as long as `component`. Its pages are as in the
+    // file, because wasmtime refuses code with relocations and makes the mapping read-only before it runs; the file
+    // is never written after it has its name.
     unsafe {
         rustix::mm::madvise(image.start.cast_mut().cast(), length, rustix::mm::Advice::LinuxDontNeed)?;
     }
@@ -128,11 +132,14 @@ pub(crate) fn give_back_pages(component: &Component) -> io::Result<()> {
 }
 
 impl Cache {
-    /// Opens the folder, making it if need be, and keeps it within `bytes` of disk. What is there is counted in a thread of its own.
-    /// Errors: internal, with the path.
+    /// Opens the folder or makes it, and keeps it within `bytes` of disk. A thread counts the existing files. Errors:
+    /// internal.
     pub(crate) fn open(dir: &Path, bytes: u64) -> Result<Self, Error> {
-        let in_dir = |error| Error::internal(format!("cache folder {}: {error}", dir.display()));
-        fs::create_dir_all(dir).map_err(in_dir)?;
+        let unopened = |error: io::Error| {
+            let cause = format!("{}: {error}", dir.display());
+            Error::internal("the folder of compiled code cannot be opened").because(cause)
+        };
+        fs::create_dir_all(dir).map_err(unopened)?;
         let dir: Arc<Path> = dir.into();
         let removed = Arc::clone(&dir);
         let entries = moka::sync::Cache::builder()
@@ -151,11 +158,11 @@ impl Cache {
         #[expect(clippy::disallowed_methods, reason = "tells older files from this process's")]
         let since = SystemTime::now();
         let count = move || count(&dir, &entries, since);
-        std::thread::Builder::new().name("compiled".into()).spawn(count).map_err(in_dir)?;
+        std::thread::Builder::new().name("compiled".into()).spawn(count).map_err(unopened)?;
         Ok(cache)
     }
 
-    /// Keeps what was compiled, and maps it.
+    /// Stores compiled code and maps it.
     pub(crate) fn keep(&self, engine: &Engine, key: Digest, made: &[u8]) -> Result<Code, Error> {
         if let Err(error) = self.put(key, made) {
             tracing::warn!(%error, "compiled code is not kept: it will be compiled again");
@@ -165,7 +172,7 @@ impl Cache {
         Ok(Code { component: load_code(engine, made)?, bytes: made.len() as u64, is_file: false })
     }
 
-    /// Maps the entry, if it is there and is what was written.
+    /// Maps the entry, if it exists and is unchanged.
     pub(crate) fn get(&self, engine: &Engine, key: Digest) -> Option<Code> {
         let image = path(&self.dir, &key, "cwasm");
         let file = File::open(&image).ok()?;
@@ -175,14 +182,16 @@ impl Cache {
         let text_digest = self.check(key, &file).inspect_err(|error| unusable(error)).ok()?;
         let text = self.text(text_digest).inspect_err(|error| unusable(error)).ok()?;
         let meta = file.metadata().ok()?;
-        let component =
-            text::with(&text, || map_code(engine, &file)).inspect_err(|error| unusable(error)).ok()?;
+        let component = text::with(&text, || map_code(engine, &file))
+            .inspect_err(|error| unusable(&error.chain()))
+            .ok()?;
         self.entries.get_with(text_digest, || text.bytes());
         self.entries.get_with(key, || on_disk(&meta));
         Some(Code { component, bytes: on_disk(&meta), is_file: true })
     }
 
-    /// Whether the image is what was written; tells its machine code. A file that did not change since it was checked is not read again.
+    /// Checks that the image is unchanged, and returns the digest of its machine code. A file that did not change
+    /// since its last check is not read again.
     fn check(&self, key: Digest, file: &File) -> io::Result<Digest> {
         let stamp = Stamp::of(&file.metadata()?);
         if let Some((_, text)) = self.checked.get(&key).filter(|(then, _)| *then == stamp) {
@@ -203,7 +212,7 @@ impl Cache {
         Ok(text)
     }
 
-    /// The machine code of this digest, checked when it is opened.
+    /// The machine code with this digest. It is checked when it is opened.
     fn text(&self, digest: Digest) -> io::Result<Arc<Text>> {
         let open = || -> io::Result<Arc<Text>> {
             let file = File::open(path(&self.dir, &digest, "text"))?;
@@ -239,7 +248,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Whole or not at all, also after a crash. Returns the bytes of disk it takes.
+    /// Writes the whole file or nothing, even if the host crashes. Returns its bytes on disk.
     fn write(&self, path: &Path, content: &[u8]) -> io::Result<u64> {
         let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.dir)?;
         for block in content.chunks(BLOCK) {
@@ -261,7 +270,7 @@ fn path(dir: &Path, key: &Digest, extension: &str) -> PathBuf {
     dir.join(format!("{key}.{extension}"))
 }
 
-/// SHA-256 over the length and the blocks that are not all zeros, each with its place: what a hole holds need not be read.
+/// SHA-256 of the length, and of all non-zero blocks with their positions. So holes need not be read.
 #[derive(Default)]
 struct BlockDigest {
     hash: Sha256,
@@ -269,7 +278,7 @@ struct BlockDigest {
 }
 
 impl BlockDigest {
-    /// The next bytes, from the start of a block; only the last part may end within one.
+    /// Adds content that begins at a block. Only the last call may end within a block.
     fn add(&mut self, content: &[u8]) {
         for block in content.chunks(BLOCK) {
             if !is_zero(block) {
@@ -298,7 +307,7 @@ fn digest_of_file(file: &File) -> io::Result<Digest> {
     let mut buffer = vec![0; READ];
     let mut at = 0;
     while at < length {
-        // Without holes, or on a file system that does not tell, everything is data.
+        // A file without holes is all data. So is every file on a file system that does not report holes.
         let data = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
             Ok(data) => data - data % BLOCK as u64,
             Err(rustix::io::Errno::NXIO) => break,
@@ -322,19 +331,20 @@ fn is_zero(block: &[u8]) -> bool {
     block.iter().all(|byte| *byte == 0)
 }
 
-/// Without holes.
+/// The size of a file without its holes.
 fn on_disk(meta: &fs::Metadata) -> u64 {
     meta.blocks() * 512
 }
 
-/// What is missing is made again.
+/// Removes the files of an entry. They are made again when they are needed.
 fn remove(dir: &Path, key: &Digest) {
     for extension in ["sha256", "cwasm", "text"] {
         drop(fs::remove_file(path(dir, key, extension)));
     }
 }
 
-/// Enters what an earlier process left, the longest unused first, and removes what it left half written before `since`.
+/// Adds the files of earlier processes, the least recently used first. Removes files that were left unfinished before
+/// `since`.
 fn count(dir: &Path, entries: &moka::sync::Cache<Digest, u64>, since: SystemTime) {
     let Ok(listed) = fs::read_dir(dir) else { return };
     let mut found = Vec::new();
@@ -356,7 +366,7 @@ fn count(dir: &Path, entries: &moka::sync::Cache<Digest, u64>, since: SystemTime
     entries.run_pending_tasks();
 }
 
-/// Notes in the file's own time that it is used, for the order of removal in the next process.
+/// Records a use in the file's time, for the order of removal in the next process.
 #[expect(clippy::disallowed_methods, reason = "orders files; decides nothing else")]
 fn note_use(file: &File) {
     let now = SystemTime::now();
@@ -367,19 +377,19 @@ fn note_use(file: &File) {
 }
 
 fn map_code(engine: &Engine, file: &File) -> Result<Component, Error> {
-    // The very file that was checked, whatever has its name now.
+    // Maps the very file that was checked, even if its name was reused.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     #[expect(unsafe_code, reason = "native code can only be loaded on trust; see SAFETY")]
     // SAFETY: the file's content has the digest that this process or an earlier one recorded after compiling it
     // (`check`); wasmtime itself checks that it was made by the same release with the same settings.
     let component = unsafe { Component::deserialize_file(engine, path) };
-    component.map_err(|error| Error::internal(format!("compiled code cannot be mapped: {error:#}")))
+    component.map_err(|error| Error::internal("compiled code cannot be mapped").because(error))
 }
 
 fn load_code(engine: &Engine, code: &[u8]) -> Result<Component, Error> {
     #[expect(unsafe_code, reason = "native code can only be loaded on trust; see SAFETY")]
-    // SAFETY: the bytes come straight from the compiler that this process started; wasmtime itself checks that it was made by the same
-    // release with the same settings.
+    // SAFETY: the bytes come straight from the compiler that this process started; wasmtime itself checks that it was
+    // made by the same release with the same settings.
     let component = unsafe { Component::deserialize(engine, code) };
     component.map_err(|error| crate::fault::in_step("compile", &error))
 }

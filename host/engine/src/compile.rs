@@ -1,4 +1,5 @@
-//! The wasmtime engine and its settings: one that runs instances, and one that only compiles, in a process of its own (`compiler`).
+//! The wasmtime engines and their settings: one runs instances, and one only compiles, in another process
+//! (`compiler`).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,50 +10,51 @@ use wasmtime::{CacheStore, Enabled, Engine, InstanceAllocationStrategy, OptLevel
 
 use crate::text::SharedText;
 
-/// How long one epoch lasts: the granularity of deadlines, and the longest a guest holds a server thread.
+/// The length of an epoch. It is the granularity of deadlines, and the longest time that a guest holds a server
+/// thread.
 pub(crate) const EPOCH: Duration = Duration::from_millis(1);
 
-/// What one instance may have, by what real components need: a component made from Rust has one memory, two tables, and three core
-/// instances (its module, and the two small ones that tie its imports). The pool has so many for each of its instances, so that none
-/// takes what another needs. A component that has more is refused when it is registered, with the count.
+/// What one instance may have. A component made from Rust has one memory, two tables and three core instances: its
+/// module, and two small ones for its imports. The pool reserves as many for each instance, so that instances do not
+/// compete. A component with more is refused when it is registered, and the error gives the number.
 const MEMORIES: u32 = 1;
 const TABLES: u32 = 4;
 const CORE_INSTANCES: u32 = 16;
 
-/// Free slots that keep the image of the version they last ran, so that its next request finds them mapped. They hold their version's
-/// file open and the pages it wrote, also after it is unloaded.
+/// Free slots that keep the image of their last version mapped for its next request. They also keep its file open and
+/// the pages that it wrote, even after it is unloaded.
 const WARM_SLOTS: u32 = 1024;
 
 /// The engine's settings.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Compiled code. May be deleted at any time: it is made again.
+    /// The folder of compiled code. It may be deleted at any time, because the code can be made again.
     pub cache_dir: PathBuf,
-    /// Bytes of disk for it; beyond them the files that were used longest ago are removed.
+    /// Bytes of disk for it. Beyond them the least recently used files are removed.
     pub cache_bytes: u64,
-    /// Live instances at once, over all versions. About 15,000 fit one process (`vm.max_map_count`).
+    /// Live instances of all versions. About 15,000 fit into one process (`vm.max_map_count`).
     pub instances: u32,
-    /// Most linear memory that any instance can have: the size of a pool slot.
+    /// Most linear memory of an instance, which is the size of a pool slot.
     pub max_memory_bytes: u64,
-    /// Longest run of `load`, per version.
+    /// Longest run of a version's `load`.
     pub load_deadline: Duration,
     /// Bytes of a released instance's memory that are zeroed rather than unmapped.
     pub keep_resident_bytes: usize,
-    /// Reset only the pages that a request wrote (Linux 6.7 and later). `None`: where the kernel has it.
+    /// Whether to reset only the pages that a request wrote (Linux 6.7 and later). `None`: if the kernel can.
     pub pagemap_scan: Option<bool>,
-    /// The executable that compiles when it is called with [`crate::COMPILE`]. `None`: this process compiles, without bounds; for
-    /// benchmarks and tests of trusted components.
+    /// The executable that compiles if it is called with [`crate::COMPILE`]. `None`: this process compiles, without
+    /// bounds. That is for benchmarks and tests with trusted components.
     pub compiler: Option<PathBuf>,
-    /// Longest that one component may take to compile.
+    /// Most processor time to compile one component, or to read a version's graphs for the first time.
     pub compile_deadline: Duration,
-    /// Most memory that compiling one component may take, besides what a snapshot has of it.
+    /// Most memory for that, besides the memory of a snapshot or of the files.
     pub compile_bytes: u64,
     /// How graphs are evaluated.
     pub graphs: modelhost_nn::Config,
 }
 
 impl Config {
-    /// Sensible settings over this cache folder.
+    /// Default settings with this cache folder.
     pub fn new(cache_dir: PathBuf) -> Self {
         Self {
             cache_dir,
@@ -70,26 +72,27 @@ impl Config {
     }
 }
 
-/// Builds the engine and starts its clock. Errors: internal, when the machine cannot hold the pool.
+/// Makes the engine and starts its clock. Errors: internal, if the machine cannot hold the pool.
 pub(crate) fn engine(config: &Config) -> Result<Engine, Error> {
     let mut settings = settings();
     settings
         .with_custom_code_memory(Some(Arc::new(SharedText)))
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(config)));
     let engine = Engine::new(&settings)
-        .map_err(|error| Error::internal(format!("the instance pool cannot be made: {error:#}")))?;
-    start_clock(&engine).map_err(|error| Error::internal(format!("no thread for deadlines: {error}")))?;
+        .map_err(|error| Error::internal("the instance pool cannot be made").because(error))?;
+    start_clock(&engine)
+        .map_err(|error| Error::internal("no thread keeps the guests' deadlines").because(error))?;
     Ok(engine)
 }
 
-/// An engine that only compiles, for [`engine`] to run. It looks functions up in `cache` before it compiles them.
+/// An engine that only compiles code for [`engine`]. It looks functions up in `cache` first.
 pub(crate) fn compiling_engine(cache: Arc<dyn CacheStore>) -> wasmtime::Result<Engine> {
     let mut settings = settings();
     settings.enable_incremental_compilation(cache)?;
     Engine::new(&settings)
 }
 
-/// What decides the code.
+/// The settings that affect the code.
 fn settings() -> wasmtime::Config {
     let mut settings = wasmtime::Config::new();
     settings
@@ -98,7 +101,7 @@ fn settings() -> wasmtime::Config {
         .memory_init_cow(true)
         .concurrency_support(false)
         .wasm_backtrace_max_frames(None)
-        // Only debuggers and backtraces read these, and every loaded version would hold its own.
+        // Only debuggers and backtraces read these, and every loaded version would hold its own copy.
         .generate_address_map(false)
         .native_unwind_info(false)
         .debug_symbols(false);
@@ -129,7 +132,7 @@ fn pool(config: &Config) -> PoolingAllocationConfig {
     pool
 }
 
-/// Ends with the engine.
+/// Starts the thread that advances the epoch. It ends with the engine.
 fn start_clock(engine: &Engine) -> std::io::Result<()> {
     let weak = engine.weak();
     std::thread::Builder::new().name("epoch".into()).spawn(move || {

@@ -1,4 +1,4 @@
-//! Domain types to and from the generated ones.
+//! Converts domain types to the generated ones and back.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use modelhost_core::version::Package;
 
 use crate::bindings::exports::modelhost::inference::model;
 use crate::bindings::modelhost::inference::types;
-use crate::limits::counted;
+use crate::limits::{COUNTED_BYTES, counted};
 use crate::said;
 
-/// Borrows from the request: the tensors' bytes are copied once, into the guest.
+/// Borrows from the request. The bytes of the tensors are copied once, into the guest.
 pub(crate) struct RequestParts<'a> {
     inputs: Vec<types::TensorParam<'a>>,
     outputs: Vec<&'a str>,
@@ -38,7 +38,7 @@ impl<'a> RequestParts<'a> {
         }
     }
 
-    /// `(name, value)` pairs, to be borrowed by [`Self::as_request`].
+    /// Pairs of name and value, which [`Self::as_request`] borrows.
     pub(crate) fn parameters(&self) -> Vec<(&str, &str)> {
         let texts = self.parameter_texts.iter().map(String::as_str);
         self.parameter_names.iter().copied().zip(texts).collect()
@@ -49,18 +49,18 @@ impl<'a> RequestParts<'a> {
     }
 }
 
-/// A guest's answer; its bytes count in `budget`. Errors: plugin fault, on more tensors than allowed, a name that cannot be one, or data
-/// that disagrees with its shape; resource exhausted, when the budget is used up.
+/// Converts a guest's answer. Its bytes count in `budget`. Errors: plugin fault, on too many tensors, an invalid
+/// name, or data that disagrees with its shape; resource exhausted, if the budget is used up.
 pub(crate) fn outputs(response: model::Response, budget: &Arc<MemoryBudget>) -> Result<Vec<Tensor>, Error> {
     let outputs = tensors(response.outputs, budget);
     outputs.map_err(|error| match error.code {
-        ErrorCode::InvalidArgument => Error::new(ErrorCode::PluginFault, format!("output {}", error.message)),
+        ErrorCode::InvalidArgument => error.with_code(ErrorCode::PluginFault).within("answer"),
         _ => error,
     })
 }
 
-/// A guest's tensors; their bytes count in `budget`. Errors: invalid argument, on more of them than allowed, a name that cannot be one, or
-/// data that disagrees with its shape; resource exhausted, when the budget is used up.
+/// Converts a guest's tensors. Their bytes count in `budget`. Errors: invalid argument, on too many tensors, an
+/// invalid name, or data that disagrees with its shape; resource exhausted, if the budget is used up.
 pub(crate) fn tensors(
     tensors: Vec<types::TensorResult>,
     budget: &Arc<MemoryBudget>,
@@ -68,15 +68,17 @@ pub(crate) fn tensors(
     if tensors.len() > MAX_TENSORS {
         return Err(Error::invalid(format!("tensors: {} came, more than {MAX_TENSORS}", tensors.len())));
     }
+    // Many small tensors together are large.
+    let is_large = tensors.iter().map(|tensor| tensor.data.len()).sum::<usize>() >= COUNTED_BYTES;
     let tensor = |tensor: types::TensorResult| {
-        check_name(&tensor.name).map_err(|error| Error::invalid(format!("tensor: {}", error.message)))?;
-        let data = counted(tensor.data, budget)?;
+        check_name(&tensor.name).map_err(|error| error.within("tensor"))?;
+        let data = if is_large { counted(tensor.data, budget)? } else { tensor.data.into() };
         Tensor::new(tensor.name, from_guest(tensor.datatype), tensor.shape, data)
     };
     tensors.into_iter().map(tensor).collect()
 }
 
-/// A tensor for a guest.
+/// Converts a tensor for a guest.
 pub(crate) fn guests_tensor(tensor: Tensor) -> types::TensorResult {
     types::TensorResult {
         name: tensor.name().to_owned(),
@@ -86,7 +88,7 @@ pub(crate) fn guests_tensor(tensor: Tensor) -> types::TensorResult {
     }
 }
 
-/// A graph's signature for a guest.
+/// Converts a graph's signature for a guest.
 pub(crate) fn guests_signature(signature: &Signature) -> types::Signature {
     let spec = |spec: &TensorSpec| types::TensorSpec {
         name: spec.name.clone(),
@@ -100,7 +102,7 @@ pub(crate) fn guests_signature(signature: &Signature) -> types::Signature {
     }
 }
 
-/// A failure for a guest, with the culprit.
+/// Converts an error for a guest, with the culprit.
 pub(crate) fn guests_error(error: Error) -> types::Error {
     match error.code {
         ErrorCode::InvalidArgument => types::Error::InvalidInput(error.message),
@@ -108,7 +110,7 @@ pub(crate) fn guests_error(error: Error) -> types::Error {
     }
 }
 
-/// A guest's own error, with the culprit it names.
+/// Converts a guest's error, with the culprit that it names.
 pub(crate) fn error(error: types::Error) -> Error {
     match error {
         types::Error::InvalidInput(message) => Error::new(ErrorCode::InvalidArgument, said::text(&message)),
@@ -116,7 +118,7 @@ pub(crate) fn error(error: types::Error) -> Error {
     }
 }
 
-/// What `load` is told, as values that [`Config::as_load_config`] borrows.
+/// The arguments of `load`, which [`Config::as_load_config`] borrows.
 pub(crate) struct Config<'a> {
     parameters: Vec<(&'a str, &'a str)>,
     categories: Vec<Vec<&'a str>>,
@@ -168,11 +170,11 @@ fn column_param<'b>(column: &'b Column, categories: &'b [&'b str]) -> types::Col
     }
 }
 
-/// The signature that `load` returned. Errors: plugin fault, when it cannot be served.
+/// Converts the signature that `load` returned. Errors: plugin fault, if it is invalid.
 pub(crate) fn signature(signature: types::Signature) -> Result<Signature, Error> {
     let specs = |specs: Vec<types::TensorSpec>| specs.into_iter().map(spec).collect::<Result<Vec<_>, _>>();
     let signature = Signature { inputs: specs(signature.inputs)?, outputs: specs(signature.outputs)? };
-    signature.check().map_err(|error| Error::new(ErrorCode::PluginFault, error.message))?;
+    signature.check().map_err(|error| error.with_code(ErrorCode::PluginFault))?;
     Ok(signature)
 }
 

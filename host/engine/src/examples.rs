@@ -1,4 +1,4 @@
-//! Warm-up: the manifest's examples must run and match before a version serves.
+//! Runs the manifest's examples before a version serves. Their answers must match.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,10 @@ use modelhost_core::version::Example;
 
 use crate::instance::Loaded;
 
-/// How long an example waits for what it needs beside its own time, e.g. memory that others have.
+/// How long an example waits for anything beside its own run, e.g. for memory.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Runs every example, each within `limit`. Errors: what the model answered differently, naming example, output and element.
+/// Runs every example, each within `limit`. Errors: the first difference, naming example, output and element.
 pub(crate) async fn run(model: &Loaded, examples: &[Example], limit: Duration) -> Result<(), Error> {
     for (at, example) in examples.iter().enumerate() {
         let in_example = |error: Error| error.within(format_args!("warm: example {}", at + 1));

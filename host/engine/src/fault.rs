@@ -1,4 +1,5 @@
-//! Whose fault it is: a guest that traps, passes a limit or breaks the contract is the plugin's.
+//! Decides whose fault a failure is. A guest that traps, exceeds a limit or breaks the contract is the plugin's
+//! fault.
 
 use modelhost_core::error::{Error, ErrorCode};
 use wasmtime::{PoolConcurrencyLimitError, Trap};
@@ -12,12 +13,12 @@ use crate::state::State;
 #[error("deadline passed")]
 pub(crate) struct DeadlinePassed;
 
-/// A failure while a version is prepared. Names the step.
+/// A failure in a step of preparing a version.
 pub(crate) fn in_step(step: &str, error: &wasmtime::Error) -> Error {
     Error::new(ErrorCode::PluginFault, said::error(step, error))
 }
 
-/// A call into the guest ended in `error`: says why in the guest's own terms where it can.
+/// The error of a call into the guest. Explains it in the guest's terms where possible.
 pub(crate) fn of_call(error: &wasmtime::Error, state: &State, limit_ms: u128) -> Error {
     if error.is::<PoolConcurrencyLimitError>() {
         return Error::new(ErrorCode::ResourceExhausted, "every instance slot of this host is in use");
@@ -30,7 +31,7 @@ pub(crate) fn of_call(error: &wasmtime::Error, state: &State, limit_ms: u128) ->
     {
         return error.clone(); // the host's own, from a call that the guest made
     }
-    // A guest that gets no memory aborts; any other trap has another cause.
+    // A guest that gets no memory aborts. Other traps have other causes.
     let trap = error.downcast_ref::<Trap>();
     let refused = state
         .memory

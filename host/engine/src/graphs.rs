@@ -1,7 +1,8 @@
-//! A guest's graphs: `wasi:nn`, and our interface for what it does not say, over the version's graphs.
+//! The host functions for graphs: `wasi:nn`, and our interface for what that lacks.
 //!
-//! A tensor's bytes are copied out of the guest's memory once, and read there by the graph. What no guest can help (deadlines,
-//! exhausted bounds, the host's failures) ends the call and never reaches the guest, so that it is not taken for the plugin's fault.
+//! A tensor is copied once out of the guest's memory, and the graph reads that copy. The guest cannot help deadlines,
+//! exhausted bounds and failures of the host. These end the call and never reach the guest, so that the plugin is not
+//! blamed.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,22 +22,23 @@ use crate::bindings::wasi::nn::graph::{ExecutionTarget, GraphEncoding};
 use crate::bindings::wasi::nn::tensor::TensorType;
 use crate::convert;
 use crate::fault::DeadlinePassed;
+use crate::limits::{COUNTED_BYTES, counted};
 use crate::state::State;
 
 use held::{Context, Graph, NnError, Tensor};
 
-/// Handles of one instance at once, at most.
+/// Most handles of an instance at once.
 pub(crate) const MAX_HANDLES: usize = 4096;
 
-/// The version's graphs, and what one instance holds of them.
+/// The version's graphs, and the handles of one instance.
 pub(crate) struct GraphState {
     graphs: Option<Arc<Graphs>>,
-    /// Made when the guest first holds something.
+    /// Made with the guest's first handle.
     table: Option<Box<ResourceTable>>,
 }
 
 pub(crate) mod held {
-    //! What a guest holds by handle. Public for the generated bindings, which name them.
+    //! What handles stand for. It is public for the generated bindings.
 
     #![allow(unreachable_pub, reason = "nothing outside the engine sees them")]
 
@@ -44,7 +46,7 @@ pub(crate) mod held {
 
     use modelhost_core::{error, tensor};
 
-    /// A tensor without a name, counted while the guest has it.
+    /// An unnamed tensor. It is counted as long as the guest has it.
     pub struct Tensor(pub(super) tensor::Tensor, pub(super) modelhost_nn::Held);
 
     /// A graph.
@@ -54,7 +56,7 @@ pub(crate) mod held {
     /// A graph's evaluation.
     pub struct Context(pub(super) Graph);
 
-    /// What went wrong.
+    /// An error.
     pub struct NnError(pub(super) error::Error);
 }
 
@@ -69,7 +71,7 @@ impl GraphState {
         })
     }
 
-    /// Gives the guest a tensor, within its version's limit.
+    /// Gives the guest a tensor, within the version's limit.
     fn push(&mut self, tensor: tensor::Tensor) -> wasmtime::Result<Resource<Tensor>> {
         let held = self.graphs()?.hold(&tensor)?;
         Ok(self.table().push(Tensor(tensor, held))?)
@@ -84,7 +86,7 @@ impl GraphState {
     }
 }
 
-/// What a call's failure is to the guest, unless it ends the guest.
+/// Passes an error on to the guest, unless it ends the call.
 fn told(error: Error) -> wasmtime::Result<Error> {
     match error.code {
         ErrorCode::DeadlineExceeded => Err(DeadlinePassed.into()),
@@ -106,7 +108,7 @@ impl State {
         self.graphs.graphs()?.by_name(name)
     }
 
-    /// Evaluates within the guest's deadline; the time it takes is the guest's.
+    /// Evaluates a graph within the guest's deadline. The time counts as the guest's.
     async fn compute(
         &mut self,
         graph: &modelhost_nn::Graph,
@@ -129,8 +131,9 @@ impl nn::tensor::HostTensor for State {
         data: Vec<u8>,
     ) -> wasmtime::Result<Resource<Tensor>> {
         let shape = dimensions.into_iter().map(u64::from).collect();
-        let tensor = tensor::Tensor::new(String::new(), dtype(ty), shape, data.into())?;
-        self.graphs.push(tensor)
+        let data =
+            if data.len() < COUNTED_BYTES { data.into() } else { counted(data, self.memory.budget())? };
+        self.graphs.push(tensor::Tensor::new(String::new(), dtype(ty), shape, data)?)
     }
 
     fn dimensions(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<Vec<u32>> {
@@ -144,7 +147,9 @@ impl nn::tensor::HostTensor for State {
     }
 
     fn data(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<Vec<u8>> {
-        Ok(self.graphs.table().get(&tensor)?.0.data().to_vec())
+        let tensor = &self.graphs.table().get(&tensor)?.0;
+        self.memory.lend(tensor.data().len())?;
+        Ok(tensor.data().to_vec())
     }
 
     fn drop(&mut self, tensor: Resource<Tensor>) -> wasmtime::Result<()> {
@@ -306,11 +311,11 @@ impl graphs::Host for State {
             Err(error) => Err(error),
         };
         match computed {
-            Ok(computed) => {
+            Ok(mut computed) => {
                 let names: HashSet<_> = outputs.iter().map(String::as_str).collect();
-                let wanted =
-                    computed.into_iter().filter(|output| names.is_empty() || names.contains(output.name()));
-                Ok(Ok(wanted.map(convert::guests_tensor).collect()))
+                computed.retain(|output| names.is_empty() || names.contains(output.name()));
+                self.memory.lend(computed.iter().map(|output| output.data().len()).sum())?;
+                Ok(Ok(computed.into_iter().map(convert::guests_tensor).collect()))
             }
             Err(error) => Ok(Err(convert::guests_error(told(error)?))),
         }

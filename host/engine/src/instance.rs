@@ -1,11 +1,11 @@
-//! A loaded version: hands every request a fresh instance of its snapshot, or a warm instance.
+//! A loaded version. Each request gets a fresh instance of its snapshot, or a warm instance.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use modelhost_core::deployment::MemoryBudget;
-use modelhost_core::error::Error;
+use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::graph::GraphStatus;
 use modelhost_core::infer::{Deadline, InferRequest, conform_outputs};
 use modelhost_core::model::Signature;
@@ -24,7 +24,7 @@ use crate::state::{Files, State};
 use crate::stop::Stop;
 use crate::warm::Warm;
 
-/// A guest ready to be called.
+/// A guest that can be called.
 pub(crate) struct Instance {
     pub(crate) store: Store<State>,
     pub(crate) runtime: Runtime,
@@ -43,7 +43,7 @@ impl Instance {
         }
     }
 
-    /// Calls `load`. Errors: plugin fault; what the guest itself says of its artifacts counts as that too.
+    /// Calls `load`. Errors: plugin fault, also if the guest itself rejects its artifacts.
     pub(crate) async fn load(&mut self, package: &Package, limit: Duration) -> Result<Signature, Error> {
         let config = convert::Config::new(package);
         let columns = config.columns();
@@ -51,14 +51,17 @@ impl Instance {
         let stop = self.store.data().stop.clone();
         let result = stop.within(model.call_load(&mut self.store, config.as_load_config(&columns))).await;
         let answer = result.map_err(|error| fault::of_call(&error, self.store.data(), limit.as_millis()))?;
-        self.store.data_mut().files = None;
+        let state = self.store.data_mut();
+        state.files = None;
+        state.memory.settle();
         match answer {
             Ok(signature) => convert::signature(signature),
-            Err(error) => Err(convert::error(error)),
+            Err(error) => Err(convert::error(error).with_code(ErrorCode::PluginFault)),
         }
     }
 
-    /// Calls `infer`. The instance can be called again only after an answer or the guest's own error (`Ok`).
+    /// Calls `infer`. The instance can be called again only if the result is `Ok`, i.e. after an answer or the
+    /// guest's own error.
     pub(crate) async fn infer(
         &mut self,
         request: &InferRequest,
@@ -70,6 +73,7 @@ impl Instance {
         let stop = self.store.data().stop.clone();
         let result = stop.within(model.call_infer(&mut self.store, parts.as_request(&parameters))).await;
         let answer = result.map_err(|error| fault::of_call(&error, self.store.data(), limit.as_millis()))?;
+        self.store.data_mut().memory.settle();
         Ok(match answer {
             Ok(response) => convert::outputs(response, self.store.data().memory.budget()),
             Err(error) => Err(convert::error(error)),
@@ -79,9 +83,9 @@ impl Instance {
 
 /// Where instances come from.
 pub(crate) enum Instances {
-    /// Every request gets its own, started from the loaded model's snapshot.
+    /// Each request gets a new instance of the snapshot.
     Fresh,
-    /// Kept between requests.
+    /// Instances are kept between requests.
     Warm(Box<Warm>),
 }
 
@@ -89,22 +93,22 @@ pub(crate) struct Loaded {
     pub(crate) engine: Engine,
     pub(crate) pre: RuntimePre<State>,
     pub(crate) report: LoadReport,
-    /// What its deployment's instances share.
+    /// The memory that the deployment's instances share.
     pub(crate) memory: Arc<MemoryBudget>,
     pub(crate) memory_bytes: u64,
     pub(crate) peak_bytes: AtomicU64,
-    /// Of code, image and wasmtime's tables.
+    /// Bytes of the code, the image and wasmtime's tables.
     pub(crate) code_bytes: u64,
-    /// Whether the code's pages can be read again from its file.
+    /// Whether the pages of the code can be read from its file again.
     pub(crate) is_file: bool,
     pub(crate) limit: Duration,
     pub(crate) instances: Instances,
-    /// `None`: it may not have any.
+    /// `None` if the version may not have graphs.
     pub(crate) graphs: Option<Arc<Graphs>>,
 }
 
 impl Loaded {
-    /// Within the guest's own bound, or the caller's if that is nearer.
+    /// Answers within the guest's limit, or the caller's deadline if that is earlier.
     pub(crate) async fn answer(
         &self,
         request: &InferRequest,
@@ -191,14 +195,18 @@ impl LoadedModel for Loaded {
     }
 }
 
-/// The version's artifacts, each checked against its digest.
+/// Reads the version's artifacts and checks their digests. Errors: unavailable, if one is missing or has another
+/// size, because no caller can help that; internal.
 pub(crate) async fn read_files(blobs: &dyn BlobStore, package: &Package) -> Result<Files, Error> {
     let mut files = Vec::with_capacity(package.artifacts.len());
     for artifact in &package.artifacts {
-        let content = blobs
-            .read(&artifact.digest)
-            .await
-            .map_err(|error| error.within(format_args!("artifact {:?}", artifact.name)))?;
+        let content = blobs.read(&artifact.digest, artifact.bytes).await.map_err(|error| {
+            let code = match error.code {
+                ErrorCode::NotFound | ErrorCode::TooLarge => ErrorCode::Unavailable,
+                code => code,
+            };
+            error.with_code(code).within(format_args!("artifact {:?}", artifact.name))
+        })?;
         files.push((artifact.name.clone(), content));
     }
     Ok(files)

@@ -1,8 +1,8 @@
 //! Runs model versions as sandboxed WebAssembly components. No wasmtime type leaves this crate.
 //!
-//! The life of a version: have a `compiler` compile it, `verify` its imports, `load` it once in a scratch instance and snapshot
-//! its memory, then answer every request in a fresh instance of that snapshot (`instance`). The `cache` keeps compiled
-//! code on disk, so that a restart compiles nothing.
+//! A version's life: a `compiler` process compiles it, `verify` checks its imports, and `load` runs it once in a
+//! scratch instance and takes a snapshot of its memory. Then each request runs in a fresh `instance` of that
+//! snapshot. The `cache` keeps compiled code on disk, so that a restart compiles nothing.
 
 mod bindings;
 mod cache;

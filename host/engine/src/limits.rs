@@ -1,4 +1,4 @@
-//! Bounds on what one instance may take.
+//! Bounds the memory of an instance.
 
 use std::sync::Arc;
 
@@ -10,32 +10,51 @@ use wasmtime::ResourceLimiter;
 /// Why an instance got no more memory.
 #[derive(Debug)]
 pub(crate) enum Refused {
-    /// Its own limit.
+    /// It reached its own limit.
     Limit,
-    /// Its deployment's instances have all that the deployment may have.
+    /// Its deployment's instances have used up their memory.
     Deployment(Error),
 }
 
-/// What an element of a table takes.
+/// Bytes of a table element.
 const TABLE_ELEMENT_BYTES: usize = 8;
 
-/// Bounds linear memory and tables, and remembers why a guest got no more, for the error's text.
+/// Bounds the memories and tables of an instance. Remembers a refusal for the error's text.
 pub(crate) struct MemoryLimit {
     pub(crate) bytes: u64,
     budget: Arc<MemoryBudget>,
-    /// Bytes that the instance has, all its memories and tables together.
+    /// Bytes of all its memories and tables.
     pub(crate) taken: u64,
+    /// Bytes of the host that are being copied into it.
+    lent: u64,
     pub(crate) refused: Option<Refused>,
 }
 
 impl MemoryLimit {
     pub(crate) fn new(bytes: u64, budget: &Arc<MemoryBudget>) -> Self {
-        Self { bytes, budget: Arc::clone(budget), taken: 0, refused: None }
+        Self { bytes, budget: Arc::clone(budget), taken: 0, lent: 0, refused: None }
     }
 
-    /// What its deployment's instances share.
+    /// The memory that the deployment's instances share.
     pub(crate) fn budget(&self) -> &Arc<MemoryBudget> {
         &self.budget
+    }
+
+    /// Counts what a host call hands to the guest, until the next such call or the guest's answer. The guest's
+    /// allocator runs during the copy, for as long as it likes. Errors: resource exhausted, if the deployment's
+    /// memory is used up.
+    pub(crate) fn lend(&mut self, bytes: usize) -> Result<(), Error> {
+        self.settle();
+        if bytes >= COUNTED_BYTES {
+            self.budget.take(bytes as u64)?;
+            self.lent = bytes as u64;
+        }
+        Ok(())
+    }
+
+    /// The copy is done.
+    pub(crate) fn settle(&mut self) {
+        self.budget.give_back(std::mem::take(&mut self.lent));
     }
 
     fn take(&mut self, more: u64) -> bool {
@@ -54,7 +73,7 @@ impl MemoryLimit {
 
 impl Drop for MemoryLimit {
     fn drop(&mut self) {
-        self.budget.give_back(self.taken);
+        self.budget.give_back(self.taken + self.lent);
     }
 }
 
@@ -78,10 +97,10 @@ impl ResourceLimiter for MemoryLimit {
     }
 }
 
-/// From so many bytes on, what a guest handed over counts in its deployment's budget until the last one lets it go.
-const COUNTED_BYTES: usize = 64 << 10;
+/// From so many bytes on, data between a guest and the host counts in the deployment's memory until it is dropped.
+pub(crate) const COUNTED_BYTES: usize = 64 << 10;
 
-/// Bytes that a guest handed over to the host, counted like its memory.
+/// Bytes from a guest, counted like its memory.
 struct Counted {
     content: Vec<u8>,
     budget: Arc<MemoryBudget>,
@@ -99,11 +118,8 @@ impl Drop for Counted {
     }
 }
 
-/// Counts what a guest handed over. Errors: resource exhausted, when its deployment's instances have all that they may have.
+/// Counts bytes from a guest. Errors: resource exhausted, if the deployment's memory is used up.
 pub(crate) fn counted(content: Vec<u8>, budget: &Arc<MemoryBudget>) -> Result<Bytes, Error> {
-    if content.len() < COUNTED_BYTES {
-        return Ok(content.into());
-    }
     budget.take(content.len() as u64)?;
     Ok(Bytes::from_owner(Counted { content, budget: Arc::clone(budget) }))
 }
@@ -115,13 +131,30 @@ mod tests {
     #[test]
     fn what_was_handed_over_counts_until_it_is_let_go() {
         let budget = Arc::new(MemoryBudget::new(1 << 20));
-        let small = counted(vec![1; COUNTED_BYTES - 1], &budget).unwrap();
         let large = counted(vec![2; 1 << 20], &budget).unwrap();
-        assert_eq!((budget.used(), small.len(), large[0]), (1 << 20, COUNTED_BYTES - 1, 2));
+        assert_eq!((budget.used(), large[0]), (1 << 20, 2));
         let part = large.slice(..1);
         drop(large);
         assert!(counted(vec![3; 1 << 20], &budget).is_err(), "a part keeps the whole");
         drop(part);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn what_is_lent_counts_until_it_is_copied() {
+        let budget = Arc::new(MemoryBudget::new(1 << 20));
+        let mut limit = MemoryLimit::new(1 << 30, &budget);
+        assert!(limit.lend(COUNTED_BYTES - 1).is_ok());
+        assert_eq!(budget.used(), 0, "small");
+        for _ in 0..2 {
+            assert!(limit.lend(1 << 20).is_ok(), "the next one ends the one before");
+            assert_eq!(budget.used(), 1 << 20);
+        }
+        let mut other = MemoryLimit::new(1 << 30, &budget);
+        assert!(other.lend(1 << 20).is_err(), "both are of one deployment");
+        limit.settle();
+        assert!(other.lend(1 << 20).is_ok());
+        drop((limit, other));
         assert_eq!(budget.used(), 0);
     }
 

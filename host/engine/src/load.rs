@@ -1,9 +1,9 @@
-//! From a package to a version that answers: compile, verify, load, snapshot, compile the snapshot, warm. Only compiling takes turns: a
-//! `load` that never ends holds nothing but its own instance.
+//! From a package to a version that answers: compile, verify, load, snapshot, compile the snapshot, warm. Only
+//! compiling takes turns. A `load` that never ends holds only its own instance.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use modelhost_core::artifact::Digest;
@@ -12,7 +12,7 @@ use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::Signature;
 use modelhost_core::ports::{BlobStore, BoxFuture, LoadedModel, ModelRuntime};
 use modelhost_core::version::{Isolation, LoadReport, Package};
-use modelhost_nn::Graphs;
+use modelhost_nn::{Graphs, Opening, TryFirst};
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Engine, error::Context as _};
 
@@ -27,35 +27,39 @@ use crate::stop::Stop;
 use crate::warm::Warm;
 use crate::{examples, fault, said, snapshot, state, verify};
 
-/// What a mapped component takes of the heap: wasmtime's tables of its types and functions. Measured by `cargo xtask bench density`.
+/// Heap bytes of a mapped component, for wasmtime's tables of its types and functions. Measured by `cargo xtask bench
+/// density`.
 const HEAP_BYTES: u64 = 100 << 10;
 
-/// Turns packages into answering versions: the engine's [`ModelRuntime`].
+/// Largest component. It is in memory while it is compiled, and compiling takes many times as much.
+const MAX_COMPONENT_BYTES: u64 = 256 << 20;
+
+/// Turns packages into versions that answer. This is the engine's [`ModelRuntime`].
 pub struct Runtime {
     engine: Engine,
     linker: Linker<State>,
     cache: Cache,
     blobs: Arc<dyn BlobStore>,
     graphs: Arc<modelhost_nn::Runtime>,
-    compiler: Compiler,
+    compiler: Arc<Compiler>,
     config: Config,
 }
 
 impl Runtime {
-    /// Reserves the pool and opens the cache. Errors: internal, naming what the machine refused.
+    /// Reserves the pool and opens the cache. Errors: internal.
     pub fn new(config: Config, blobs: Arc<dyn BlobStore>) -> Result<Arc<Self>, Error> {
         let engine = compile::engine(&config)?;
-        let linker = state::linker(&engine).map_err(|error| Error::internal(format!("linker: {error:#}")))?;
+        let linker = state::linker(&engine)
+            .map_err(|error| Error::internal("the host's interfaces cannot be linked").because(error))?;
         let cache = Cache::open(&config.cache_dir, config.cache_bytes)?;
-        Ok(Arc::new(Self {
-            engine,
-            linker,
-            cache,
-            blobs,
-            graphs: modelhost_nn::Runtime::new(config.graphs.clone()),
-            compiler: Compiler::new(&config),
-            config,
-        }))
+        let compiler = Arc::new(Compiler::new(&config));
+        let tries = Arc::clone(&compiler);
+        let try_first: TryFirst = Box::new(move |untried| {
+            let tries = Arc::clone(&tries);
+            Box::pin(async move { tries.try_graphs(untried).await })
+        });
+        let graphs = modelhost_nn::Runtime::new(config.graphs.clone(), try_first);
+        Ok(Arc::new(Self { engine, linker, cache, blobs, graphs, compiler, config }))
     }
 
     async fn load_package(
@@ -64,9 +68,9 @@ impl Runtime {
         known: Option<&LoadReport>,
         memory: &Arc<MemoryBudget>,
     ) -> Result<Loaded, Error> {
-        let wasm = self.blobs.read(&package.component).await?;
+        let wasm = self.read_component(package).await?;
         let files = read_files(&*self.blobs, package).await?;
-        let graphs = self.open_graphs(package, &files).await?;
+        let graphs = self.open_graphs(package, known, &files).await?;
         let isolation = known.map(|report| report.isolation).or(package.isolation);
         if isolation == Some(Isolation::Instance) {
             let note = known.and_then(|report| report.isolation_note.clone());
@@ -78,18 +82,15 @@ impl Runtime {
                 tracing::warn!(component = %package.component, note, "running in warm instances");
                 self.load_warm(package, &wasm, files, Some(note), memory, graphs).await
             }
-            Err(NoSnapshot::Refused(why)) => Err(Error::new(
-                ErrorCode::PluginFault,
-                format!(
-                    "snapshot: isolation = \"request\" was asked for, but the component cannot be snapshot: {why}"
-                ),
-            )),
+            Err(NoSnapshot::Refused(why)) => Err(Error::fault(format!(
+                "snapshot: isolation = \"request\" was asked for, but the component cannot be snapshot: {why}"
+            ))),
             Err(NoSnapshot::Failed(error)) => Err(error),
             Ok(loaded) => Ok(loaded),
         }
     }
 
-    /// A version that was loaded before: its code is mapped from the cache and nothing runs.
+    /// A version that was loaded before. Its code is mapped from the cache, and nothing runs.
     async fn find_compiled(
         &self,
         package: &Package,
@@ -103,7 +104,7 @@ impl Runtime {
             return Ok(None);
         };
         let graphs = if package.may_have_graphs() {
-            self.open_graphs(package, &read_files(&*self.blobs, package).await?).await?
+            self.open_graphs(package, known, &read_files(&*self.blobs, package).await?).await?
         } else {
             None
         };
@@ -122,7 +123,7 @@ impl Runtime {
         let code = self.compiled(key.digest(), package, wasm, Kind::Instrumented, Vec::new()).await?;
         let Scratch { mut instance, raw, signature } =
             self.run_load(package, &code.component, files, memory, graphs.clone()).await?;
-        // Reading the memory out calls into the component too.
+        // Reading the memory also calls into the component.
         State::renew(&mut instance.store, Stop::after(self.config.load_deadline));
         let state = snapshot::read(&mut instance.store, raw).await?;
         drop(instance);
@@ -144,7 +145,10 @@ impl Runtime {
         let code = match self.compiled(key.digest(), package, wasm, Kind::Plain, Vec::new()).await {
             Ok(code) => code,
             Err(NoSnapshot::Failed(error)) => return Err(error),
-            Err(NoSnapshot::Refused(why)) => return Err(Error::internal(why)), // only instrumenting refuses
+            Err(NoSnapshot::Refused(why)) => {
+                // Only instrumenting gives this answer.
+                return Err(Error::internal("the component was not compiled as it is").because(why));
+            }
         };
         let Scratch { instance, signature, .. } =
             self.run_load(package, &code.component, files, memory, graphs.clone()).await?;
@@ -154,7 +158,7 @@ impl Runtime {
         self.loaded(package, &code, report, Instances::Warm(Box::new(warm)), memory, graphs)
     }
 
-    /// The cache's code, or what a compiler makes.
+    /// The code from the cache, or else from a compiler process.
     async fn compiled(
         &self,
         key: Digest,
@@ -179,7 +183,7 @@ impl Runtime {
         }
     }
 
-    /// Verifies, then runs `load` in a scratch instance.
+    /// Checks the imports, then runs `load` in a scratch instance.
     async fn run_load(
         &self,
         package: &Package,
@@ -188,14 +192,16 @@ impl Runtime {
         memory: &Arc<MemoryBudget>,
         graphs: Option<Arc<Graphs>>,
     ) -> Result<Scratch, Error> {
-        verify::verify(&self.engine, component, &package.capabilities)
-            .map_err(|error| Error::new(error.code, said::text(&error.message)))?;
+        verify::verify(&self.engine, component, &package.capabilities).map_err(|mut error| {
+            error.message = said::text(&error.message); // it quotes the component
+            error
+        })?;
         let limit = self.config.load_deadline;
         let pre = self.link(component)?;
         let memory = MemoryLimit::new(package.limits.memory_bytes, memory);
         let store = State::store(&self.engine, memory, Stop::after(limit), Some(files), graphs);
         let (mut instance, raw) = start_with_raw(&pre, store, limit).await?;
-        let signature = instance.load(package, limit).await.map_err(|error| in_step("load", error))?;
+        let signature = instance.load(package, limit).await.map_err(|error| error.within("load"))?;
         Ok(Scratch { instance, raw, signature })
     }
 
@@ -223,19 +229,44 @@ impl Runtime {
         })
     }
 
-    /// The version's graphs, if it may have any. Errors: invalid argument, plugin fault, too large; each names the file.
-    async fn open_graphs(&self, package: &Package, files: &Files) -> Result<Option<Arc<Graphs>>, Error> {
+    /// Reads the component. Errors: unavailable, if it is missing; too large; internal.
+    async fn read_component(&self, package: &Package) -> Result<Bytes, Error> {
+        let read = self.blobs.read(&package.component, MAX_COMPONENT_BYTES).await;
+        read.map_err(|error| match error.code {
+            ErrorCode::NotFound => error.with_code(ErrorCode::Unavailable),
+            _ => error,
+        })
+        .map_err(|error| error.within("component"))
+    }
+
+    /// Opens the version's graphs, if it may have any. Errors: unsupported, plugin fault and too large, naming the
+    /// file; resource exhausted.
+    async fn open_graphs(
+        &self,
+        package: &Package,
+        known: Option<&LoadReport>,
+        files: &Files,
+    ) -> Result<Option<Arc<Graphs>>, Error> {
         if !package.may_have_graphs() {
             return Ok(None);
         }
-        let (runtime, files) = (Arc::clone(&self.graphs), files.clone());
-        let (options, batching, bytes) = (package.graphs, package.batching, package.limits.graph_bytes);
+        let opening = Opening {
+            options: package.graphs,
+            batching: package.batching,
+            bytes: package.limits.graph_bytes,
+            files: files.clone(),
+            is_tried: known.is_some(),
+        };
         let limit = self.config.load_deadline;
-        match runtime.open(&options, batching, bytes, files, Instant::now() + limit).await {
+        match self.graphs.open(opening, limit).await {
             Err(error) if error.code == ErrorCode::DeadlineExceeded => {
                 Err(Error::fault(format!("graphs: not opened within {} ms", limit.as_millis())))
             }
-            opened => opened.map(|graphs| Some(Arc::new(graphs))),
+            Err(mut error) => {
+                error.message = said::text(&error.message); // it quotes the file
+                Err(error)
+            }
+            Ok(graphs) => Ok(Some(Arc::new(graphs))),
         }
     }
 
@@ -247,7 +278,8 @@ impl Runtime {
             .map_err(|error| fault::in_step("link", &error))
     }
 
-    /// Everything that decides what the loaded memory holds: what `load` reads, what it may call, and how much it may take.
+    /// The key of the snapshot. It covers all that decides the loaded memory: what `load` reads, what it may call,
+    /// and how much memory it may take.
     pub(crate) fn snapshot_key(&self, package: &Package) -> Digest {
         let artifacts =
             package.artifacts.iter().map(|artifact| (artifact.name.clone(), artifact.digest.to_string()));
@@ -265,7 +297,7 @@ impl Runtime {
     }
 }
 
-/// Names and values, one after the other.
+/// Names and values, alternating.
 fn pairs(pairs: impl Iterator<Item = (String, String)>) -> Vec<String> {
     pairs.flat_map(|(name, value)| [name, value]).collect()
 }
@@ -280,11 +312,12 @@ impl ModelRuntime for Runtime {
         Box::pin(async move {
             package.check_artifacts()?;
             if let Some(report) = known {
-                // An older host registered what this one refuses.
-                report.signature.check().map_err(|error| in_step("load", error))?;
+                // An older host may have registered a signature that this one refuses.
+                let refused = |error: Error| error.with_code(ErrorCode::PluginFault).within("load");
+                report.signature.check().map_err(refused)?;
             }
             let compiled = self.find_compiled(package, known, memory).await?;
-            // The same bytes passed their examples when they were compiled; a GPU compiles its part anew.
+            // The same bytes passed their examples before. But a GPU compiles its part again.
             let is_warm = compiled.as_ref().is_some_and(|loaded| loaded.graphs.is_none());
             let loaded = match compiled {
                 Some(loaded) => loaded,
@@ -299,7 +332,7 @@ impl ModelRuntime for Runtime {
     }
 }
 
-/// An instance whose `load` has run.
+/// An instance after its `load`.
 struct Scratch {
     instance: Instance,
     raw: wasmtime::component::Instance,
@@ -308,7 +341,7 @@ struct Scratch {
 
 /// Why there is no snapshot.
 enum NoSnapshot {
-    /// The tool cannot snapshot this kind of component.
+    /// The tool does not support this kind of component.
     Refused(String),
     /// A step failed.
     Failed(Error),
@@ -320,12 +353,7 @@ impl From<Error> for NoSnapshot {
     }
 }
 
-fn in_step(step: &str, error: Error) -> Error {
-    let code = if error.code == ErrorCode::InvalidArgument { ErrorCode::PluginFault } else { error.code };
-    Error::new(code, format!("{step}: {}", error.message))
-}
-
-/// Like [`Instance::start`], and keeps the untyped handle that the snapshot reads memory through.
+/// As [`Instance::start`], but also returns the untyped handle for reading the memory.
 async fn start_with_raw(
     pre: &RuntimePre<State>,
     mut store: wasmtime::Store<State>,

@@ -1,12 +1,12 @@
-//! What a guest says, before anybody reads it: short, and on one line, so that no line of a log can be forged. Tensors and signatures have
-//! bounds of their own (`core`).
+//! Makes texts of a guest safe to show: short and on one line, so that they cannot forge log lines. `core` bounds
+//! tensors and signatures.
 
 use modelhost_core::tensor::is_printable;
 
 /// Longest text, in bytes.
 const MAX_TEXT: usize = 4096;
 
-/// The text as it may be passed on: what cannot be printed is escaped, what is too long is cut.
+/// Escapes unprintable characters and cuts long texts.
 pub(crate) fn text(said: &str) -> String {
     let head = said.get(..said.floor_char_boundary(MAX_TEXT)).unwrap_or_default();
     let mut text = String::with_capacity(head.len());
@@ -20,7 +20,7 @@ pub(crate) fn text(said: &str) -> String {
     text
 }
 
-/// What failed in a step, by its name; the texts of wasmtime's errors quote the component.
+/// The error of a step. wasmtime's errors quote the component.
 pub(crate) fn error(step: &str, error: &wasmtime::Error) -> String {
     format!("{step}: {}", text(&format!("{error:#}")))
 }

@@ -1,4 +1,4 @@
-//! What an instrumented instance holds after `load`: read here, written into the component by a compiler.
+//! Reads the content of an instrumented instance after `load`. A compiler process writes it into the component.
 
 use bytes::Bytes;
 use modelhost_core::error::{Error, ErrorCode};
@@ -9,10 +9,10 @@ use wasmtime::{AsContextMut, Store};
 use crate::compiler::Value;
 use crate::state::State;
 
-/// The interface that instrumenting adds: functions without parameters, one a memory and one a global.
+/// The interface that instrumenting adds. It has a function without parameters for each memory and each global.
 const ACCESS: &str = "wasmtime:wizer/access";
 
-/// Calls all of them. Errors: plugin fault, when a call fails or the interface is not the one that instrumenting adds.
+/// Calls all of its functions. Errors: plugin fault, if a call fails or the interface is not as expected.
 pub(crate) async fn read(
     store: &mut Store<State>,
     instance: Instance,

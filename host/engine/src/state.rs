@@ -1,4 +1,5 @@
-//! The host's side of one instance: what a guest reaches through its imports. Lives as long as its store.
+//! The host's side of one instance: everything that a guest reaches through its imports. It lives as long as its
+//! store.
 
 use std::sync::Arc;
 
@@ -19,33 +20,33 @@ use crate::limits::MemoryLimit;
 use crate::said;
 use crate::stop::Stop;
 
-/// Log lines that one call may write.
+/// Log lines of one call.
 const MAX_LOG_LINES: u32 = 100;
 
-/// Random bytes that a guest gets in one call.
+/// Random bytes of one call.
 const MAX_RANDOM_BYTES: u64 = 1 << 20;
 
-/// What a guest draws when it asks for randomness: the golden ratio's digits, the same for every request.
+/// What a guest gets as randomness: the golden ratio's digits, the same for every request.
 const RANDOM: [u8; 16] = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834_u128.to_be_bytes();
 
-/// What `load` may read: names and contents, in the manifest's order.
+/// The files that `load` may read, in the manifest's order.
 pub(crate) type Files = Vec<(String, Bytes)>;
 
 pub(crate) struct State {
     pub(crate) memory: MemoryLimit,
     pub(crate) stop: Stop,
-    /// Only while `load` runs.
+    /// Set only while `load` runs.
     pub(crate) files: Option<Files>,
-    /// The last line logged as an error: a panic's message, for the fault's text.
+    /// The last line that was logged as an error. A panic's message appears in the fault's text.
     pub(crate) last_error: Option<String>,
     log_lines: u32,
     pub(crate) graphs: GraphState,
-    /// Made when the guest first asks for it: most never do.
+    /// Made when the guest first needs it. Most guests never do.
     wasi: Option<Box<(WasiCtx, ResourceTable)>>,
 }
 
 impl State {
-    /// A store for one instance. Its guest is stopped at `stop`, and lets others run once an epoch.
+    /// A store for one instance. The guest is stopped by `stop`, and yields once per epoch.
     pub(crate) fn store(
         engine: &Engine,
         memory: MemoryLimit,
@@ -63,12 +64,12 @@ impl State {
             Ok(UpdateDeadline::Yield(1))
         });
         store.set_epoch_deadline(1);
-        // A guest may hand over in one call what it may hold: its snapshot is read so too.
+        // In one call a guest may pass as much as its memory holds. Reading the snapshot needs that.
         store.set_hostcall_fuel(hand_over.max(store.hostcall_fuel()));
         store
     }
 
-    /// Between two requests to a warm instance.
+    /// Resets a warm instance between two requests.
     pub(crate) fn renew(store: &mut Store<Self>, stop: Stop) {
         store.set_epoch_deadline(1);
         let state = store.data_mut();
@@ -79,8 +80,8 @@ impl State {
     }
 }
 
-/// Everything a guest may import. WASI is an empty world: no file, no network, no environment, and clocks and
-/// randomness that are the same for every request, so that equal requests get equal bytes. Nothing in it can be waited for.
+/// Everything that a guest may import. WASI is an empty world without files, network and environment. Its clocks and
+/// randomness are the same for every request, so equal requests get equal bytes. Nothing in it can be waited for.
 pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
@@ -136,8 +137,8 @@ mod still {
     }
 }
 
-/// It stands still, so every timer is due at once: a guest that sleeps goes on, and one that waits for the clock to move spends its own
-/// time.
+/// The clock stands still, so every timer is due at once. A guest that sleeps goes on. A guest that polls the clock
+/// uses up its own time.
 impl monotonic_clock::Host for State {
     fn now(&mut self) -> wasmtime::Result<u64> {
         Ok(0)
@@ -163,23 +164,30 @@ impl artifacts::Host for State {
         self.files.iter().flatten().map(|(name, _)| name.clone()).collect()
     }
 
-    fn read(&mut self, name: String) -> Result<Vec<u8>, String> {
-        let Some(files) = &self.files else {
-            let name = said::text(&name);
-            return Err(format!("artifact {name:?}: artifacts can be read only while the version loads"));
-        };
-        let Some((_, content)) = files.iter().find(|(known, _)| *known == name) else {
+    fn read(&mut self, name: String) -> wasmtime::Result<Result<Vec<u8>, String>> {
+        match self.artifact(&name) {
+            Ok(content) => {
+                self.memory.lend(content.len())?;
+                Ok(Ok(content.to_vec()))
+            }
+            Err(why) => Ok(Err(format!("artifact {:?} {why}", said::text(&name)))),
+        }
+    }
+}
+
+impl State {
+    /// Errors: why it cannot be read.
+    fn artifact(&self, name: &str) -> Result<Bytes, String> {
+        let files = self.files.as_ref().ok_or("can be read only while the version loads")?;
+        let Some((_, content)) = files.iter().find(|(known, _)| known == name) else {
             let known: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
-            let name = said::text(&name);
-            return Err(format!("artifact {name:?} is not in the manifest, which names {known:?}"));
+            return Err(format!("is not in the manifest, which names {known:?}"));
         };
         let (bytes, most) = (content.len() as u64, self.memory.bytes);
         if bytes > most {
-            return Err(format!(
-                "artifact {name:?} has {bytes} bytes, more than the {most} of memory allowed"
-            ));
+            return Err(format!("has {bytes} bytes, more than the {most} of memory allowed"));
         }
-        Ok(content.to_vec())
+        Ok(content.clone())
     }
 }
 

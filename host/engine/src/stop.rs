@@ -1,7 +1,7 @@
-//! When a guest is stopped: the one clock around every call into it.
+//! Stops guests. It bounds the time of every call into a guest.
 //!
-//! A guest that computes is counted in time slices, which a busy machine does not shorten. A guest that waits for the host is timed. Both
-//! end at its own limit, or when its caller waits no longer.
+//! A computing guest is counted in time slices, so a busy machine does not shorten its time. A guest that waits for
+//! the host is timed by the clock. Both end at the guest's own limit, or at the caller's deadline.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::time::{Sleep, sleep_until};
 use crate::compile::EPOCH;
 use crate::fault::DeadlinePassed;
 
-/// Shared by the instance's store, which counts its slices, its host calls, and who awaits the call.
+/// Shared by the store, which counts slices, by the host calls, and by the code that awaits the call.
 #[derive(Debug, Clone)]
 pub(crate) struct Stop(Arc<Clock>);
 
@@ -23,12 +23,12 @@ pub(crate) struct Stop(Arc<Clock>);
 struct Clock {
     slices: AtomicU64,
     caller: Option<Instant>,
-    /// The guest gave way at the end of a slice, and wants to go on.
+    /// The guest yielded at the end of a slice and wants to go on.
     gave_way: AtomicBool,
 }
 
 impl Stop {
-    /// After the guest's own limit, or when its caller waits no longer.
+    /// Stops at the guest's own limit, or at the caller's deadline.
     pub(crate) fn new(limit: Duration, caller: Option<Deadline>) -> Self {
         let slices = u64::try_from(limit.as_nanos().div_ceil(EPOCH.as_nanos())).unwrap_or(u64::MAX);
         Self(Arc::new(Clock {
@@ -38,12 +38,12 @@ impl Stop {
         }))
     }
 
-    /// After the guest's own limit.
+    /// Stops at the guest's own limit.
     pub(crate) fn after(limit: Duration) -> Self {
         Self::new(limit, None)
     }
 
-    /// One more slice is over. Errors: the guest may not have another.
+    /// Counts a slice. Errors: the guest may not have another one.
     pub(crate) fn slice(&self) -> Result<(), DeadlinePassed> {
         self.0.gave_way.store(true, Ordering::Relaxed);
         let left = self.left().saturating_sub(1);
@@ -55,26 +55,26 @@ impl Stop {
         self.0.slices.load(Ordering::Relaxed)
     }
 
-    /// When that is, should it wait for the host from `now` on: what it waits is its own time.
+    /// When a guest that waits for the host from `now` on is stopped. The waiting counts as its own time.
     pub(crate) fn at(&self, now: Instant) -> Instant {
         let epoch = u64::try_from(EPOCH.as_nanos()).unwrap_or(u64::MAX);
         let own = now.checked_add(Duration::from_nanos(self.left().saturating_mul(epoch)));
         [own, self.0.caller].into_iter().flatten().min().unwrap_or(now)
     }
 
-    /// It waited so long for the host.
+    /// Counts time of waiting for the host.
     pub(crate) fn spend(&self, time: Duration) {
         let slices = u64::try_from(time.as_nanos() / EPOCH.as_nanos()).unwrap_or(u64::MAX);
         self.0.slices.store(self.left().saturating_sub(slices).max(1), Ordering::Relaxed);
     }
 
-    /// Whether the caller waits no longer.
+    /// Whether the caller's deadline passed.
     pub(crate) fn callers_passed(&self) -> bool {
         self.0.caller.is_some_and(|caller| Instant::now() >= caller)
     }
 
-    /// Awaits a call into the guest. No timer is set for a guest that computes: only one that waits for the host needs it.
-    /// Errors: the call's, or that the deadline passed; the instance cannot be called again then.
+    /// Awaits a call into the guest. Sets a timer only if the guest waits for the host. Errors: those of the call, or
+    /// that the deadline passed. The instance cannot be called again then.
     pub(crate) async fn within<T>(
         &self,
         call: impl Future<Output = wasmtime::Result<T>>,
@@ -116,7 +116,7 @@ mod tests {
         assert!(run(Stop::after(soon).within(async { Ok(7) })).is_ok_and(|seven| seven == 7));
     }
 
-    /// However long the machine takes to give it the next one.
+    /// It does not matter how long the machine takes to give it the next slice.
     #[test]
     fn who_computes_is_stopped_by_its_slices_alone() {
         let stop = Stop::after(Duration::from_millis(2));

@@ -1,7 +1,7 @@
-//! Machine code that several components share: one file, mapped wherever a component's own would lie.
+//! Machine code that several components share: one file, mapped in place of each component's own code.
 //!
-//! wasmtime maps a component's file and asks for its code to be made executable ([`CustomCodeMemory`]). That is where the shared file is mapped
-//! over the hole. Which one is told by the thread that loads the component.
+//! wasmtime maps a component's file and asks for its code to be made executable ([`CustomCodeMemory`]). At that point
+//! the shared file is mapped over the hole. The loading thread tells which file that is.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -15,11 +15,11 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mprotect};
 use wasmtime::CustomCodeMemory;
 
 thread_local! {
-    /// What the component that this thread loads has as its machine code.
+    /// The machine code of the component that this thread loads.
     static LOADING: RefCell<Option<Arc<Text>>> = const { RefCell::new(None) };
 }
 
-/// Machine code in a file whose content was checked.
+/// A checked file of machine code.
 pub(crate) struct Text {
     file: File,
     bytes: u64,
@@ -37,7 +37,7 @@ impl Text {
     }
 }
 
-/// Loads a component, whose machine code is `text`.
+/// Loads a component with this machine code.
 pub(crate) fn with<T>(text: &Arc<Text>, load: impl FnOnce() -> T) -> T {
     struct Reset;
     impl Drop for Reset {
@@ -50,7 +50,7 @@ pub(crate) fn with<T>(text: &Arc<Text>, load: impl FnOnce() -> T) -> T {
     load()
 }
 
-/// Where the machine code lies in compiled code. `None`: there is none, or it does not fill whole pages.
+/// The range of the machine code in compiled code. `None` if there is none, or if it does not fill whole pages.
 pub(crate) fn range(code: &[u8]) -> Option<Range<usize>> {
     let file = ElfFile64::<object::Endianness>::parse(code).ok()?;
     let (start, length) = file.section_by_name(".text")?.file_range()?;
@@ -59,7 +59,7 @@ pub(crate) fn range(code: &[u8]) -> Option<Range<usize>> {
     (length > 0 && start.is_multiple_of(page) && length.is_multiple_of(page)).then_some(start..start + length)
 }
 
-/// Makes code executable: the shared code where it is told, else what is there.
+/// Makes code executable: the shared code if there is one, else the component's own.
 pub(crate) struct SharedText;
 
 impl CustomCodeMemory for SharedText {
@@ -79,14 +79,16 @@ impl CustomCodeMemory for SharedText {
             }
             let flags = MapFlags::PRIVATE | MapFlags::FIXED;
             #[expect(unsafe_code, reason = "replaces a mapping at an address; see SAFETY")]
-            // SAFETY: wasmtime owns these pages, calls this before anything runs in them and unmaps them when the component ends. The file's
-            // content has the digest that was recorded when this very component was compiled (`cache`).
+            // SAFETY: wasmtime owns these pages, calls this before anything runs in them and unmaps them when the
+            // component ends. The file's content has the digest that was recorded when this very component was
+            // compiled (`cache`).
             unsafe {
                 mmap(start, length, ProtFlags::READ | ProtFlags::EXEC, flags, &text.file, 0)?;
             }
         } else {
             #[expect(unsafe_code, reason = "changes the protection of an address; see SAFETY")]
-            // SAFETY: as wasmtime itself would: these pages are its own, hold the code it compiled, and nothing runs in them yet.
+            // SAFETY: as wasmtime itself would: these pages are its own, hold the code it compiled, and nothing runs
+            // in them yet.
             unsafe {
                 mprotect(start, length, MprotectFlags::READ | MprotectFlags::EXEC)?;
             }
@@ -94,7 +96,7 @@ impl CustomCodeMemory for SharedText {
         Ok(())
     }
 
-    /// Called before the pages are unmapped, which needs no other protection.
+    /// Called before the pages are unmapped. That needs no change of their protection.
     fn unpublish_executable(&self, _: *const u8, _: usize) -> wasmtime::Result<()> {
         Ok(())
     }

@@ -1,11 +1,11 @@
-//! What a component may import, decided before any of its code runs.
+//! Checks what a component imports, before any of its code runs.
 
 use modelhost_core::error::Error;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-/// Interfaces that grant nothing here: they are linked to an empty world. A guest built for `wasm32-wasip2` imports
-/// most of them whether it uses them or not.
+/// Interfaces that grant nothing, because they are linked to an empty world. A guest built for `wasm32-wasip2`
+/// imports most of them, even unused.
 const HARMLESS: [&str; 9] = [
     "modelhost:inference/artifacts",
     "modelhost:inference/logging",
@@ -18,7 +18,7 @@ const HARMLESS: [&str; 9] = [
     "wasi:sockets/network",
 ];
 
-/// Our interface for graphs, which the capability for the standard's grants too.
+/// Our interface for graphs. The capability for the standard's interface grants it too.
 const OWN_GRAPHS: &str = "modelhost:inference/graphs";
 
 /// The standard's interface for graphs.
@@ -27,8 +27,8 @@ const GRAPHS: &str = "wasi:nn/graph";
 /// The interface that a runtime must export.
 const MODEL: &str = "modelhost:inference/model@0.1.0";
 
-/// Checks a component's imports against what was granted, and that it exports the model interface.
-/// Errors: invalid argument, naming the import nobody granted or the missing export.
+/// Checks that a component imports only what was granted, and that it exports the model interface. Errors: invalid
+/// argument, naming the import or the missing export.
 pub(crate) fn verify(engine: &Engine, component: &Component, granted: &[String]) -> Result<(), Error> {
     let ty = component.component_type();
     for (import, _) in ty.imports(engine) {

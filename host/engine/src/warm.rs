@@ -1,8 +1,8 @@
 //! Instances that answer one request after another.
 //!
-//! One more is started when a request has waited for a free one as long as starting one takes, so that waiting never costs more than twice
-//! what it must; those that idle are ended by `shrink`. A caller drives the start it waits for, and no longer than it waits for its answer:
-//! what it leaves unfinished the next one goes on with. A version whose start failed is not started again for a while.
+//! An instance is added when a request has waited for as long as starting one takes. So waiting takes at most twice
+//! the least possible time. `shrink` ends idle instances. A caller drives the start that it waits for, but no longer
+//! than its deadline. The next caller goes on with an unfinished start. After a failed start there is a pause.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,27 +19,27 @@ use crate::instance::{Instance, Loaded, read_files};
 use crate::state::State;
 use crate::stop::Stop;
 
-/// A version whose instance did not start is not started again for so long, doubling up to the second.
+/// Pause after a failed start. It doubles with each failure, up to the second value.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const RETRY_AFTER_MOST: Duration = Duration::from_secs(60);
 
 pub(crate) struct Warm {
-    /// The one that was used last is at the end, and taken first.
+    /// Idle instances. The most recently used one is last, and is taken first.
     idle: Mutex<Vec<(Instance, Instant)>>,
     freed: Notify,
     live: Arc<AtomicU32>,
-    /// How long starting one took, in microseconds.
+    /// How long a start took, in microseconds.
     start_cost: AtomicU64,
-    /// Starts that their callers left, and since when.
+    /// Starts whose callers left, and since when.
     left: Mutex<Vec<(Start, Instant)>>,
     failed: Mutex<Option<Failure>>,
-    /// What each new one loads from.
+    /// Where new instances read their files.
     blobs: Arc<dyn BlobStore>,
     package: Arc<Package>,
     load_limit: Duration,
 }
 
-/// An instance on its way.
+/// A starting instance.
 type Start = BoxFuture<'static, Result<(Instance, Live), Error>>;
 
 /// Why the latest start failed.
@@ -49,7 +49,7 @@ struct Failure {
     pause: Duration,
 }
 
-/// Its place in the count of those that live: emptied when the instance goes back, counted out when it ends otherwise.
+/// Counts a live instance. Emptied when the instance is put back. Otherwise dropping it counts the instance out.
 struct Live(Option<Arc<AtomicU32>>);
 
 impl Live {
@@ -67,7 +67,7 @@ impl Drop for Live {
     }
 }
 
-/// An instance that answers one request. It ends with it, unless it is put back.
+/// An instance that answers one request. It ends afterwards, unless it is put back.
 pub(crate) struct Taken<'a> {
     warm: &'a Warm,
     instance: Instance,
@@ -85,7 +85,7 @@ impl Taken<'_> {
     }
 }
 
-/// A start that its caller drives; left for the next one when the caller goes.
+/// A start that its caller drives. If the caller leaves, the next one goes on with it.
 struct Driven<'a> {
     warm: &'a Warm,
     start: Option<Start>,
@@ -118,7 +118,7 @@ impl Warm {
         }
     }
 
-    /// Adds an instance that was started elsewhere.
+    /// Adds a started instance.
     pub(crate) fn add(&self, instance: Instance) {
         self.live.fetch_add(1, Ordering::Relaxed);
         self.put_back(instance);
@@ -129,7 +129,7 @@ impl Warm {
         self.freed.notify_one();
     }
 
-    /// A free instance, or a new one. Errors: deadline exceeded; what starting one says.
+    /// Takes an idle instance or starts one. Errors: deadline exceeded; those of the start.
     pub(crate) async fn take(&self, loaded: &Loaded, deadline: Deadline) -> Result<Taken<'_>, Error> {
         let mut until = None;
         loop {
@@ -145,7 +145,7 @@ impl Warm {
         }
     }
 
-    /// One more, which loads its model first.
+    /// Starts an instance, which loads its model.
     async fn start(&self, loaded: &Loaded, deadline: Deadline) -> Result<Taken<'_>, Error> {
         if let Some(failure) = lock(&self.failed).as_ref().filter(|failure| Instant::now() < failure.until) {
             return Err(failure.error.clone());
@@ -186,7 +186,7 @@ impl Warm {
             let files = read_files(&*blobs, &package).await?;
             let store = State::store(&engine, memory, Stop::after(limit), Some(files), graphs);
             let mut instance = Instance::start(&pre, store, limit).await?;
-            instance.load(&package, limit).await?;
+            instance.load(&package, limit).await.map_err(|error| error.within("load"))?;
             Ok((instance, live))
         })
     }
@@ -200,7 +200,7 @@ impl Warm {
         *failed = Some(Failure { error: error.clone(), until: Instant::now() + pause, pause });
     }
 
-    /// Ends what nobody used for so long.
+    /// Ends instances and starts that idled for so long.
     pub(crate) fn shrink(&self, idle: Duration) {
         let mut instances = lock(&self.idle);
         let count = instances.iter().take_while(|(_, since)| since.elapsed() >= idle).count();
@@ -211,7 +211,7 @@ impl Warm {
         drop(left);
     }
 
-    /// How many wait for a request, and their memory in bytes.
+    /// The number of idle instances, and their memory in bytes.
     pub(crate) fn idle(&self) -> (u32, u64) {
         let idle = lock(&self.idle);
         let bytes: u64 = idle.iter().map(|(instance, _)| instance.store.data().memory.taken).sum();

@@ -1,4 +1,4 @@
-//! What a backend is: something that evaluates one graph.
+//! Backends evaluate graphs.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,22 +7,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use modelhost_core::error::Error;
+use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::Signature;
 use modelhost_core::tensor::Tensor;
 use modelhost_onnx::external_tensors;
 
-/// An ONNX file, and the files beside it that hold some of its weights, by the names that it gives them.
+/// An ONNX file, and the files beside it that hold some of its weights. They have the names that the file uses.
 #[derive(Clone)]
 pub(crate) struct GraphFile {
     pub(crate) content: Bytes,
     pub(crate) beside: Vec<(String, Bytes)>,
-    /// Of all weights: several tensors may be made of the same part of a file.
+    /// Bytes of all weights. Several tensors may use the same part of a file.
     pub(crate) bytes: u64,
 }
 
 impl GraphFile {
-    /// `files`: those that may lie beside it. Errors: plugin fault, when it is no ONNX file, or names one that is not among them.
+    /// `files` may lie beside it. Errors: plugin fault, if it is not an ONNX file or names a file that is not among
+    /// them.
     pub(crate) fn new(content: &Bytes, files: &[(String, Bytes)]) -> Result<Self, Error> {
         let (mut beside, mut bytes) = (Vec::<(String, Bytes)>::new(), content.len() as u64);
         let known: HashMap<&str, &Bytes> = files.iter().map(|(name, file)| (name.as_str(), file)).collect();
@@ -43,29 +44,31 @@ impl GraphFile {
     }
 }
 
-/// A graph that is ready to be evaluated, by several threads at once.
+/// A graph that several threads can evaluate at once.
 pub(crate) trait Backend: Send + Sync {
-    /// What it takes and gives.
+    /// Its signature.
     fn signature(&self) -> &Signature;
 
-    /// Evaluates it; blocks. `stop`: who may want to stop it. The inputs agree with the signature and come in its order; so do the outputs.
-    /// Errors: invalid argument (what only the caller's values can cause), plugin fault (the graph's), internal.
+    /// Evaluates the graph. Blocks until it ends or `stop` is asked. The inputs agree with the signature and have its
+    /// order. So do the outputs. Errors: invalid argument, if only the caller's values can be the cause; plugin
+    /// fault; internal.
     fn run(&self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Error>;
 
-    /// The same, on a thread that must not wait. `None`: something would have to be made or waited for first. Errors: as [`Backend::run`].
+    /// As [`Backend::run`], on a thread that must not wait. `None`: something would have to be made or waited for
+    /// first.
     fn run_now(&self, inputs: &[Tensor]) -> Result<Option<Vec<Tensor>>, Error>;
 
-    /// Evaluations at once, at most.
+    /// Most evaluations at once.
     fn width(&self) -> usize;
 
-    /// Whether an evaluation may run on the thread that asks, when it is short: one that waits for a device may not.
+    /// Whether a short evaluation may run on the calling thread. It may not if it waits for a device.
     fn is_on_cpu(&self) -> bool;
 }
 
-/// How often whoever waits for something else looks whether it was told to stop.
+/// How often a waiting evaluation checks whether it was told to stop.
 pub(crate) const STOP_EVERY: Duration = Duration::from_millis(10);
 
-/// Tells an evaluation that nobody waits for it any more.
+/// Tells an evaluation that no caller waits for it any more.
 #[derive(Default)]
 pub(crate) struct Stop {
     asked: AtomicBool,
@@ -73,7 +76,7 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    /// What `ask` shall call: a backend that can end an evaluation sets it first.
+    /// Sets what `ask` calls. A backend that can end an evaluation sets this first.
     pub(crate) fn set(&self, how: Arc<dyn Fn() + Send + Sync>) {
         *self.how.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&how));
         if self.is_asked() {
@@ -91,6 +94,11 @@ impl Stop {
     pub(crate) fn is_asked(&self) -> bool {
         self.asked.load(Ordering::Acquire)
     }
+}
+
+/// The error of an evaluation that was stopped.
+pub(crate) fn left() -> Error {
+    Error::new(ErrorCode::DeadlineExceeded, "nobody waits for the evaluation any more")
 }
 
 impl fmt::Debug for Stop {

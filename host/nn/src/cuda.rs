@@ -1,4 +1,4 @@
-//! CUDA, as ONNX Runtime's provider for it needs it.
+//! Loads CUDA for ONNX Runtime's CUDA provider.
 
 use std::path::Path;
 use std::sync::Once;
@@ -7,7 +7,7 @@ use ort::util::preload_dylib;
 
 use crate::library::{entries, file_name};
 
-/// What the provider is linked to or opens, each after what it needs itself.
+/// The libraries that the provider needs, each after its own dependencies.
 const LIBRARIES: [&str; 8] = [
     "libcudart.so",
     "libnvJitLink.so",
@@ -21,8 +21,9 @@ const LIBRARIES: [&str; 8] = [
 
 static PRELOADED: Once = Once::new();
 
-/// Loads them from PyPI's packages beside ONNX Runtime's (`site-packages/nvidia/*/lib`; `pip install onnxruntime-gpu[cuda,cudnn]`),
-/// once a process. Where there are none the loader finds the system's, or the provider says what is missing.
+/// Loads them once per process from the PyPI packages beside ONNX Runtime's (`site-packages/nvidia/*/lib`; `pip
+/// install onnxruntime-gpu[cuda,cudnn]`). If there are none, the loader finds the system's libraries, or the provider
+/// says what is missing.
 pub(crate) fn preload(onnxruntime: &Path) {
     PRELOADED.call_once(|| {
         let packages = onnxruntime.parent().map(|folder| folder.join("../../nvidia")).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What the machine's NVIDIA GPUs do, by their driver's library.
+//! The state of the machine's NVIDIA GPUs, from their driver's library.
 
 use std::sync::OnceLock;
 
@@ -6,10 +6,10 @@ use modelhost_core::graph::GpuStatus;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
-/// The library, where there is one; looked for once.
+/// The library, if there is one. It is looked for once.
 static LIBRARY: OnceLock<Option<Nvml>> = OnceLock::new();
 
-/// The GPUs, in the driver's order; none without a driver. A GPU that does not answer is left out.
+/// The GPUs in the driver's order. Empty without a driver. A GPU that does not answer is left out.
 pub fn gpus() -> Vec<GpuStatus> {
     let Some(library) = LIBRARY.get_or_init(|| Nvml::init().ok()) else { return Vec::new() };
     (0..library.device_count().unwrap_or(0)).filter_map(|at| status(library, at).ok()).collect()

@@ -1,14 +1,15 @@
-//! The graphs of a version: opened from its files, found by name, evaluated.
+//! The graphs of a version. They are opened from its files, found by name, and evaluated.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::graph::{Backend as Choice, Batching, GraphOptions, GraphStatus, Target};
 use modelhost_core::infer::conform_inputs;
 use modelhost_core::model::Signature;
+use modelhost_core::ports::BoxFuture;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::GRAPH_SUFFIX;
 use modelhost_onnx::{check_signature, is_bounded};
@@ -22,54 +23,73 @@ use crate::onnxruntime::{Device, OnnxRuntime, Settings};
 use crate::reading::Readers;
 use crate::schedule::{Lane, Scheduler};
 use crate::tract::Tract;
+use crate::untried::Untried;
 
 /// Settings of all graphs.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
-    /// ONNX Runtime: its library, a folder that holds it, or a Python environment with the package `onnxruntime`. `None`:
-    /// what the environment names.
+    /// ONNX Runtime: its library, a folder that holds it, or a Python environment with the package `onnxruntime`.
+    /// `None`: where the environment variables point.
     pub onnxruntime: Option<PathBuf>,
-    /// Threads that evaluate. `None`: one a core.
+    /// Threads that evaluate graphs. `None`: one per core.
     pub threads: Option<usize>,
 }
+
+/// Reads graphs in another process ([`Untried::read`]) before this one does. Errors: plugin fault, if that takes more
+/// than it may.
+pub type TryFirst = Box<dyn Fn(Untried) -> BoxFuture<'static, Result<(), Error>> + Send + Sync>;
 
 /// Opens graphs and evaluates them.
 pub struct Runtime {
     config: Config,
+    try_first: TryFirst,
     scheduler: Arc<Scheduler>,
     readers: Readers,
     threads: usize,
 }
 
+/// The graphs of a version, to be opened.
+pub struct Opening {
+    /// How they are evaluated.
+    pub options: GraphOptions,
+    /// How waiting requests are joined.
+    pub batching: Batching,
+    /// Bound on weights and tensors together, in bytes.
+    pub bytes: u64,
+    /// The version's files. Those whose name ends in `.onnx` are graphs.
+    pub files: Vec<(String, Bytes)>,
+    /// Whether these files were read successfully before.
+    pub is_tried: bool,
+}
+
 impl Runtime {
-    /// Starts nothing yet: threads and libraries come when they are needed.
-    pub fn new(config: Config) -> Arc<Self> {
+    /// Starts nothing yet. Threads and libraries are started and loaded when they are needed.
+    pub fn new(config: Config, try_first: TryFirst) -> Arc<Self> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = config.threads.unwrap_or_else(cores);
-        Arc::new(Self { scheduler: Scheduler::new(threads), readers: Readers::new(), threads, config })
+        let (scheduler, readers) = (Scheduler::new(threads), Readers::new());
+        Arc::new(Self { config, try_first, scheduler, readers, threads })
     }
 
-    /// Opens the graphs among a version's files: those whose name ends in `.onnx`. A few versions' are read at once, on threads of their
-    /// own; waits for them `until` then. `limit`: bytes of weights and tensors together. Errors: unsupported (a backend or device that
-    /// this host has not), plugin fault (a file), too large, each naming the file; deadline exceeded; resource exhausted (too many others).
-    pub async fn open(
-        self: &Arc<Self>,
-        options: &GraphOptions,
-        batching: Batching,
-        limit: u64,
-        files: Vec<(String, Bytes)>,
-        until: Instant,
-    ) -> Result<Graphs, Error> {
+    /// Opens the graphs among a version's files. Untried graphs are read in another process first. Then they are read
+    /// here, on their own threads, for a few versions at once. That may take `limit`. Errors: unsupported, if this
+    /// host lacks a backend or device; plugin fault and too large, naming the file; deadline exceeded; resource
+    /// exhausted, if too many others are read.
+    pub async fn open(self: &Arc<Self>, opening: Opening, limit: Duration) -> Result<Graphs, Error> {
+        let Opening { options, batching, bytes, files, is_tried } = opening;
+        if !is_tried && files.iter().any(|(name, _)| is_graph(name)) {
+            (self.try_first)(self.untried(&options, files.clone())).await?;
+        }
         let mut graphs = Graphs {
             runtime: Arc::clone(self),
-            options: *options,
+            options,
             batching,
-            memory: Memory::new(limit),
+            memory: Memory::new(bytes),
             named: Vec::new(),
             turn: Arc::new(Semaphore::new(1)),
         };
         let read = move || {
-            for (name, file) in files.iter().filter(|(name, _)| name.ends_with(GRAPH_SUFFIX)) {
+            for (name, file) in files.iter().filter(|(name, _)| is_graph(name)) {
                 let graph = graphs.open(name, file, &files)?;
                 tracing::info!(
                     graph = name,
@@ -81,11 +101,20 @@ impl Runtime {
             }
             Ok(graphs)
         };
-        self.readers.read(until, read).await.map_err(|error| match error.code {
+        self.readers.read(Instant::now() + limit, read).await.map_err(|error| match error.code {
             ErrorCode::DeadlineExceeded | ErrorCode::ResourceExhausted => error.within("graphs"),
             _ => error,
         })
     }
+
+    fn untried(&self, options: &GraphOptions, files: Vec<(String, Bytes)>) -> Untried {
+        let library = || Library::place(self.config.onnxruntime.as_deref());
+        Untried { files, onnxruntime: if options.backend == Choice::Tract { None } else { library() } }
+    }
+}
+
+fn is_graph(name: &str) -> bool {
+    name.ends_with(GRAPH_SUFFIX)
 }
 
 /// One version's graphs.
@@ -95,12 +124,12 @@ pub struct Graphs {
     batching: Batching,
     memory: Arc<Memory>,
     named: Vec<Arc<Graph>>,
-    /// To read a graph that a component brings: one at a time, those included that nobody waits for any more.
+    /// Held while a graph from a component's bytes is read. It is one at a time, including those whose caller left.
     turn: Arc<Semaphore>,
 }
 
 impl Graphs {
-    /// The graph of this artifact; its `.onnx` may be left out. Errors: not found, naming those there are.
+    /// The graph of this artifact. The suffix `.onnx` may be left out. Errors: not found, listing the graphs.
     pub fn by_name(&self, name: &str) -> Result<Arc<Graph>, Error> {
         let is_named =
             |graph: &&Arc<Graph>| graph.name == name || graph.name.strip_suffix(GRAPH_SUFFIX) == Some(name);
@@ -110,8 +139,9 @@ impl Graphs {
         })
     }
 
-    /// A graph from bytes that a component brings; waits for it `until` then. The bytes are counted while they are read, beside what the
-    /// graph holds. Errors: as [`Runtime::open`]; unsupported also when it asks for another target than the manifest's.
+    /// Reads a graph from a component's bytes, until `until` at the latest. The bytes are counted during that, beside
+    /// the graph itself. Errors: as [`Runtime::open`]; also unsupported, if it asks for another target than the
+    /// manifest.
     pub async fn load(self: &Arc<Self>, file: Bytes, target: Target, until: Instant) -> Result<Graph, Error> {
         let allowed = self.options.target;
         if allowed != Target::Auto && allowed != target {
@@ -123,6 +153,9 @@ impl Graphs {
             || Error::new(ErrorCode::DeadlineExceeded, "another graph of this version was not read in time");
         let turn = timeout_at(until.into(), Arc::clone(&self.turn).acquire_owned()).await;
         let turn = turn.map_err(|_| late())?.map_err(|_| late())?;
+        let untried = self.runtime.untried(&self.options, vec![("loaded.onnx".to_owned(), file.clone())]);
+        let tried = timeout_at(until.into(), (self.runtime.try_first)(untried)).await;
+        tried.map_err(|_| Error::new(ErrorCode::DeadlineExceeded, "it was not tried in time"))??;
         let graphs = Arc::clone(self);
         let read = move || {
             let _until_it_is_read = (held, turn);
@@ -131,12 +164,13 @@ impl Graphs {
         self.runtime.readers.read(until, read).await
     }
 
-    /// Counts a tensor that a component keeps here. Errors: resource exhausted; plugin fault, when it would not fit alone either.
+    /// Counts a tensor that a component holds. Errors: resource exhausted; plugin fault, if it exceeds the limit
+    /// alone.
     pub fn hold(&self, tensor: &Tensor) -> Result<Held, Error> {
         self.memory.tensors(std::slice::from_ref(tensor), ErrorCode::PluginFault)
     }
 
-    /// What the graphs do.
+    /// What the graphs did.
     pub fn status(&self) -> Vec<GraphStatus> {
         let (weight_bytes, tensor_bytes) = self.memory.held();
         let status = |graph: &Arc<Graph>| GraphStatus {
@@ -152,7 +186,7 @@ impl Graphs {
         self.named.iter().map(status).collect()
     }
 
-    /// Bytes of weights that they hold.
+    /// Bytes of their weights.
     pub fn weight_bytes(&self) -> u64 {
         self.memory.held().0
     }
@@ -176,7 +210,7 @@ impl Graphs {
         })
     }
 
-    /// The backend that the manifest names, or the best that is there.
+    /// Opens the graph with the manifest's backend, or with the best one on this host.
     fn choose(&self, file: &GraphFile) -> Result<Opened, Error> {
         let GraphOptions { backend, target, device, .. } = self.options;
         if backend == Choice::Tract {
@@ -185,7 +219,10 @@ impl Graphs {
         let library = match Library::get(self.runtime.config.onnxruntime.as_deref()) {
             Ok(library) => library,
             Err(_) if backend == Choice::Auto && target != Target::Gpu => return self.tract(file),
-            Err(why) => return Err(Error::new(ErrorCode::Unsupported, format!("graphs: {why}"))),
+            Err(why) => {
+                let text = "graphs: this host has no ONNX Runtime that can be used, and its log says why";
+                return Err(Error::new(ErrorCode::Unsupported, text).because(why));
+            }
         };
         let gpu = if target == Target::Cpu { None } else { gpu(&library, device) };
         match (gpu, target) {
@@ -196,7 +233,8 @@ impl Graphs {
                 Err(Error::new(ErrorCode::Unsupported, why))
             }
             (Some(gpu), _) => self.onnxruntime(library.clone(), gpu, file).or_else(|error| {
-                tracing::warn!(error = %error.chain(), "the GPU cannot be used; the graph is evaluated on the processor");
+                let error = error.chain();
+                tracing::warn!(%error, "the GPU cannot be used; the graph is evaluated on the processor");
                 self.onnxruntime(library, Device::Cpu, file)
             }),
             (None, _) => self.onnxruntime(library, Device::Cpu, file),
@@ -227,7 +265,7 @@ struct Opened {
     device: String,
 }
 
-/// By CUDA where ONNX Runtime has it, else by WebGPU.
+/// Uses CUDA if ONNX Runtime has it, else WebGPU.
 fn gpu(library: &Library, at: u32) -> Option<Device> {
     if has_cuda() {
         return Some(Device::Cuda(at));
@@ -236,7 +274,7 @@ fn gpu(library: &Library, at: u32) -> Option<Device> {
     found.then_some(Device::WebGpu(at))
 }
 
-/// One graph, opened.
+/// An open graph.
 pub struct Graph {
     name: String,
     backend: String,
@@ -247,14 +285,14 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// What it takes and gives.
+    /// Its signature.
     pub fn signature(&self) -> &Signature {
         self.lane.backend.signature()
     }
 
-    /// Evaluates it: every input once, in any order; answers with every output. Gives up `until` then, and when it is dropped.
-    /// Errors: invalid argument, naming the input, what was expected and what came; deadline exceeded; resource exhausted;
-    /// plugin fault (the graph's).
+    /// Evaluates the graph. Each input must come once, in any order. Returns all outputs. Gives up at `until`, and
+    /// when the future is dropped. Errors: invalid argument, naming the input, what was expected and what came;
+    /// deadline exceeded; resource exhausted; plugin fault.
     pub async fn compute(&self, mut inputs: Vec<Tensor>, until: Instant) -> Result<Vec<Tensor>, Error> {
         conform_inputs(self.signature(), &mut inputs)?;
         let held = self.memory.tensors(&inputs, ErrorCode::InvalidArgument)?;

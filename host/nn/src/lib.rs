@@ -1,8 +1,9 @@
-//! Graphs that the host evaluates for its versions' components: outside the sandbox, natively, on the processor or a GPU.
+//! Graphs that the host evaluates for components: natively, outside the sandbox, on the processor or a GPU.
 //!
-//! A graph belongs to a version's artifacts; it is opened once, when the version is loaded, and shared by all its instances. What evaluates
-//! it is a `backend`; who is evaluated next, and together with whom, decides `schedule`; how many are read at once, `reading`; what it may
-//! hold of memory is counted by `memory`. No WebAssembly here: the engine translates `wasi:nn` to this.
+//! A graph is an artifact of a version. It is opened once, when the version is loaded, and all instances share it. A
+//! `backend` evaluates it. `schedule` decides which evaluation is next, and which are joined. `reading` bounds how
+//! many graphs are read at once. `untried` reads a graph in another process first. `memory` counts what a version's
+//! graphs hold. There is no WebAssembly here: the engine translates `wasi:nn` to this.
 
 mod backend;
 mod cuda;
@@ -14,9 +15,11 @@ mod onnxruntime;
 mod reading;
 mod schedule;
 mod tract;
+mod untried;
 mod webgpu;
 
 pub use gpus::gpus;
-pub use graphs::{Config, Graph, Graphs, Runtime};
+pub use graphs::{Config, Graph, Graphs, Opening, Runtime, TryFirst};
 pub use library::environment;
 pub use memory::Held;
+pub use untried::Untried;

@@ -1,4 +1,4 @@
-//! Finding ONNX Runtime's library and loading it, once a process.
+//! Finds and loads ONNX Runtime's library, once per process.
 
 use std::env;
 use std::fs;
@@ -12,38 +12,46 @@ use ort::logging::LogLevel;
 
 use crate::webgpu;
 
-/// What loading it came to; a process can load one.
+/// The result of loading it. A process can load one library.
 static LOADED: Mutex<Option<Result<Library, String>>> = Mutex::new(None);
 
-/// ONNX Runtime, loaded.
+/// The loaded ONNX Runtime.
 #[derive(Clone)]
 pub(crate) struct Library {
     pub(crate) environment: Environment,
-    /// E.g. `1.23.2`.
+    /// For example `1.23.2`.
     pub(crate) version: String,
     pub(crate) path: PathBuf,
 }
 
-/// The process's ONNX Runtime, for whoever makes sessions of their own beside ours: a process has one environment.
-/// Errors: where it was looked for, or what is wrong with what was found.
+/// The process's ONNX Runtime, for code that makes its own sessions. A process has one environment. Errors: where it
+/// was looked for, or what is wrong with the library.
 pub fn environment(configured: Option<&Path>) -> Result<Environment, String> {
     Library::get(configured).map(|library| library.environment)
 }
 
 impl Library {
-    /// The library; loads it at the first call. `configured` is a file, a folder that holds it, or a Python environment with the
-    /// package `onnxruntime`. Errors: where it was looked for, or what is wrong with what was found.
+    /// Returns the library. The first call loads it. `configured` is a file, a folder that holds it, or a Python
+    /// environment with the package `onnxruntime`. Errors: where it was looked for, or what is wrong with the
+    /// library.
     pub(crate) fn get(configured: Option<&Path>) -> Result<Self, String> {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.get_or_insert_with(|| load(configured)).clone()
+        let load =
+            || load(configured).inspect_err(|why| tracing::warn!(why, "no ONNX Runtime: graphs are tract's"));
+        loaded.get_or_insert_with(load).clone()
     }
 
-    /// The devices of its WebGPU plugin. Errors: why it has none.
+    /// The file that would be loaded.
+    pub(crate) fn place(configured: Option<&Path>) -> Option<PathBuf> {
+        find(configured, |name| env::var_os(name).map(PathBuf::from)).ok()
+    }
+
+    /// The devices of the WebGPU plugin. Errors: why there are none.
     pub(crate) fn webgpu(&self) -> Result<Vec<Device<'_>>, String> {
         webgpu::devices(&self.environment, &self.path)
     }
 
-    /// The devices that it can use, for people.
+    /// Describes the usable devices, for people.
     pub(crate) fn devices(&self) -> String {
         let cuda = if has_cuda() { "with" } else { "without" };
         let nvidia = (0..64).filter(|at| Path::new(&format!("/dev/nvidia{at}")).exists()).count();
@@ -77,7 +85,7 @@ fn load(configured: Option<&Path>) -> Result<Library, String> {
     Ok(Library { environment, version, path: found })
 }
 
-/// The file's number, as in `libonnxruntime.so.1.23.2`, or what the library says of its build.
+/// The number in the file's name, as in `libonnxruntime.so.1.23.2`, or the library's own description of its build.
 fn version(library: &Path) -> String {
     let name = library.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let number = name.split_once(".so.").map(|(_, number)| number.to_owned());
@@ -87,8 +95,8 @@ fn version(library: &Path) -> String {
     })
 }
 
-/// Where the library is: the setting, or `MODELHOST_ONNXRUNTIME`, or `ORT_DYLIB_PATH`, or the active Python environment. Errors: all the
-/// places where it is not.
+/// Finds the library: by the setting, `MODELHOST_ONNXRUNTIME`, `ORT_DYLIB_PATH`, the active Python environment, or in
+/// the usual folders. Errors: all the places where it is not.
 fn find(configured: Option<&Path>, variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, String> {
     let told = configured
         .map(|path| ("the setting onnxruntime", path.to_path_buf()))
@@ -113,7 +121,7 @@ fn find(configured: Option<&Path>, variable: impl Fn(&str) -> Option<PathBuf>) -
     })
 }
 
-/// The library in one place: the file itself, in this folder, or in this Python environment.
+/// Finds the library in one place, which is the file itself, a folder, or a Python environment.
 fn in_place(place: &Path) -> Option<PathBuf> {
     if place.is_file() {
         return Some(place.to_path_buf());
@@ -135,7 +143,7 @@ fn library_in(folder: &Path) -> Option<PathBuf> {
     })
 }
 
-/// In the order of their names.
+/// The entries of a folder, ordered by name.
 pub(crate) fn entries(folder: &Path) -> Vec<PathBuf> {
     let read = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut paths: Vec<_> = read.map(|entry| entry.path()).collect();

@@ -1,5 +1,5 @@
-//! ONNX Runtime. A session evaluates one request at a time (ort's documentation says why), so a graph has several: more are made
-//! when all are busy, up to a bound and within the version's memory.
+//! ONNX Runtime. A session evaluates one request at a time, as ort's documentation requires. So a graph has several
+//! sessions. One more is made when all are busy, up to a bound and within the version's memory.
 
 mod said;
 
@@ -21,7 +21,7 @@ use ort::value::{
     TensorElementType, TensorRef, ValueType,
 };
 
-use crate::backend::{Backend, GraphFile, STOP_EVERY, Stop};
+use crate::backend::{Backend, GraphFile, STOP_EVERY, Stop, left};
 use crate::cuda;
 use crate::library::Library;
 use crate::memory::{Held, Memory};
@@ -29,7 +29,7 @@ use crate::webgpu;
 
 use said::Said;
 
-/// Where ONNX Runtime looks for files beside a graph's own. Source: onnxruntime_session_options_config_keys.h.
+/// The folder where ONNX Runtime looks for a graph's other files. Source: onnxruntime_session_options_config_keys.h.
 const BESIDE: &str = "session.model_external_initializers_file_folder_path";
 const NOWHERE: &str = "/nonexistent";
 
@@ -52,7 +52,8 @@ impl fmt::Display for Device {
 }
 
 impl Device {
-    /// What is held while a session of it is made, evaluates or is dropped. Errors: nobody waits for it any more.
+    /// The lock that is held while a session on this device is made, used or dropped. Errors: the evaluation was
+    /// stopped.
     fn turn(self, stop: Option<&Stop>) -> Result<Option<webgpu::Turn>, Error> {
         match self {
             Self::Cpu | Self::Cuda(_) => Ok(None),
@@ -65,7 +66,7 @@ impl Device {
 pub(crate) struct Settings {
     pub(crate) device: Device,
     pub(crate) threads: usize,
-    /// Sessions at most.
+    /// Most sessions.
     pub(crate) sessions: usize,
 }
 
@@ -74,7 +75,7 @@ pub(crate) struct OnnxRuntime {
     settings: Settings,
     memory: Arc<Memory>,
     signature: Signature,
-    /// Of every input, the names of its dimensions; empty for one without.
+    /// The names of each input's dimensions. An unnamed dimension has an empty name.
     names: Vec<Vec<String>>,
     sessions: Mutex<Sessions>,
     freed: Condvar,
@@ -82,15 +83,15 @@ pub(crate) struct OnnxRuntime {
 
 struct Sessions {
     idle: Vec<Session>,
-    /// What each session holds of the version's memory.
+    /// The counted bytes of each session.
     held: Vec<Held>,
-    /// The file, while more may be made.
+    /// The file, as long as more sessions may be made.
     file: Option<(GraphFile, Held)>,
 }
 
 impl OnnxRuntime {
-    /// Makes the first session. Errors: plugin fault, naming what is wrong with the file; too large; unsupported, when the device
-    /// cannot be used; resource exhausted, when it has no memory left.
+    /// Makes the first session. Errors: plugin fault, naming what is wrong with the file; too large; unsupported, if
+    /// the device cannot be used; resource exhausted, if it has no memory left.
     pub(crate) fn open(
         library: Library,
         settings: Settings,
@@ -133,7 +134,7 @@ impl OnnxRuntime {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Errors: the caller's, where dimensions of one name differ.
+    /// Errors: invalid argument, if dimensions of one name differ.
     fn check(&self, inputs: &[Tensor]) -> Result<(), Error> {
         check_names(inputs, |at| {
             let names = self.names.get(at).into_iter().flatten();
@@ -141,7 +142,7 @@ impl OnnxRuntime {
         })
     }
 
-    /// A free session, or one more, or the next that gets free. `None`: nobody waits for it any more.
+    /// Takes a free session, makes one, or waits for one. `None`: the evaluation was stopped.
     fn take(&self, stop: &Stop) -> Option<Session> {
         let mut sessions = self.sessions();
         loop {
@@ -172,14 +173,15 @@ impl OnnxRuntime {
                 }
                 continue;
             }
-            // Only where memory allows fewer sessions than were asked for, or a short evaluation has one, does anybody wait here.
+            // An evaluation waits here only if memory allows fewer sessions than were asked for, or if a short
+            // evaluation uses one.
             let wait = self.freed.wait_timeout(sessions, STOP_EVERY);
             sessions = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
-/// A session in use; free again when it is dropped.
+/// A session in use. Dropping this frees it.
 struct Taken<'a> {
     of: &'a OnnxRuntime,
     session: Option<Session>,
@@ -248,7 +250,7 @@ impl Drop for OnnxRuntime {
         let device = self.settings.device;
         if let Device::WebGpu(_) = device {
             let sessions = std::mem::take(&mut self.sessions().idle);
-            // Whoever drops a version need not wait for others' evaluations.
+            // Dropping a version does not wait for the evaluations of others.
             drop(thread::Builder::new().name("webgpu".to_owned()).spawn(move || {
                 let _turn = device.turn(None);
                 drop(sessions);
@@ -257,7 +259,8 @@ impl Drop for OnnxRuntime {
     }
 }
 
-/// Makes one, while its device's turn is held. It reads no file of this machine: what lies beside the graph's own is handed to it.
+/// Makes a session. The caller holds the device's lock. It reads no file of this machine, because it gets the content
+/// of the graph's other files.
 fn session(
     library: &Library,
     settings: &Settings,
@@ -267,7 +270,7 @@ fn session(
     let builder = Session::builder(&library.environment)
         .and_then(|builder| {
             let builder = builder.with_intra_threads(settings.threads)?.with_inter_threads(1)?;
-            // Threads that spin while they wait would take the processor from other versions.
+            // Spinning threads would take the processor from other versions.
             let builder = builder.with_intra_op_spinning(false)?.with_config_entry(BESIDE, NOWHERE)?;
             file.beside.iter().try_fold(builder, |builder, (name, content)| {
                 Ok(builder.with_external_initializer_file_in_memory(name, content.as_ref().into())?)
@@ -276,18 +279,18 @@ fn session(
         .map_err(|error| Error::internal("ONNX Runtime takes no settings for a session").because(error))?;
     let unusable = |why: &str| {
         let (device, there) = (settings.device, library.devices());
-        let why = format!("graphs: {device} cannot be used: {why}; this host has {there}");
-        Error::new(ErrorCode::Unsupported, why)
+        let text = format!("graphs: {device} cannot be used: {why}; this host has {there}");
+        Error::new(ErrorCode::Unsupported, text)
     };
     let mut builder = on_device(builder, library, settings.device, memory).map_err(|why| unusable(&why))?;
     builder.commit_from_memory(&file.content).map_err(|error| match said::of(error.message()) {
         Said::NoMemory => no_memory(&error, memory),
-        Said::NoDevice if settings.device != Device::Cpu => unusable(error.message()),
+        Said::NoDevice if settings.device != Device::Cpu => unusable(&logged(error.message())),
         Said::NoDevice | Said::Other => Error::fault(error.message()),
     })
 }
 
-/// Errors: why it cannot be used.
+/// Errors: why the device cannot be used.
 fn on_device(
     builder: SessionBuilder,
     library: &Library,
@@ -304,13 +307,19 @@ fn on_device(
                 .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
                 .build()
                 .error_on_failure();
-            builder.with_execution_providers([cuda]).map_err(|error| error.message().to_owned())
+            builder.with_execution_providers([cuda]).map_err(|error| logged(error.message()))
         }
         Device::WebGpu(at) => {
             let device = library.webgpu()?.into_iter().nth(at as usize).ok_or("there is no such device")?;
-            builder.with_devices([device], None).map_err(|error| error.message().to_owned())
+            builder.with_devices([device], None).map_err(|error| logged(error.message()))
         }
     }
+}
+
+/// ONNX Runtime's messages about devices name files of this host, so they go to the log.
+fn logged(said: &str) -> String {
+    tracing::warn!(error = said, "a graph's device cannot be used");
+    "the host's log says why".to_owned()
 }
 
 fn no_memory(error: &ort::Error, memory: &Memory) -> Error {
@@ -324,7 +333,8 @@ fn no_memory(error: &ort::Error, memory: &Memory) -> Error {
 #[derive(Clone, Copy)]
 enum Kind {
     Plain(DType),
-    /// What scikit-learn's classifiers give by default: a row is a map from class to probability. Served as [rows, classes].
+    /// The default output of scikit-learn's classifiers: a row is a map from class to probability. Served as [rows,
+    /// classes].
     ProbabilitiesByNumber,
     ProbabilitiesByName,
 }
@@ -379,7 +389,8 @@ fn dtype(element: TensorElementType) -> Option<DType> {
     })
 }
 
-/// A tensor as the session reads it: where it lies, when its alignment allows. Errors: invalid argument, when a BYTES element is no UTF-8.
+/// Converts a tensor for the session. It is not copied if its alignment allows. Errors: invalid argument, if a BYTES
+/// element is not UTF-8.
 fn input(tensor: &Tensor) -> Result<SessionInputValue<'_>, Error> {
     match tensor.dtype() {
         DType::Bool => {
@@ -489,7 +500,7 @@ fn elements(value: &DynValue, dtype: DType) -> Result<(Vec<u64>, Vec<u8>), Error
     })
 }
 
-/// Rows of probabilities, in the order of the classes.
+/// Rows of probabilities, ordered by class.
 fn by_class<K>(value: &DynValue) -> Result<(Vec<u64>, Vec<u8>), Error>
 where
     K: ort::value::IntoTensorElementType + Clone + std::hash::Hash + Eq + Ord + std::fmt::Debug + 'static,
@@ -511,11 +522,7 @@ fn sizes(shape: &Shape) -> Vec<u64> {
     shape.iter().map(|size| u64::try_from(*size).unwrap_or(0)).collect()
 }
 
-fn left() -> Error {
-    Error::new(ErrorCode::DeadlineExceeded, "nobody waits for the evaluation any more")
-}
-
-/// What an evaluation's failure is: ONNX Runtime says invalid argument of values that the graph cannot take.
+/// Maps the error of an evaluation. ONNX Runtime reports invalid argument for values that the graph cannot take.
 fn of_run(error: ort::Error) -> Error {
     let code = match error.code() {
         ort::ErrorCode::InvalidArgument => ErrorCode::InvalidArgument,

@@ -1,7 +1,8 @@
-//! Reading graphs: on threads of its own, a few at once, each within its time.
+//! Reads graphs on threads of their own, a few at once, each within its time.
 //!
-//! Nothing can stop a backend that reads a file. One that nobody waits for any more keeps its thread, and its place is given to another,
-//! up to a bound; beyond that it keeps its place too.
+//! Nothing can stop a backend that reads a file. So a graph comes here only after another process read it to its end
+//! ([`Untried`](crate::Untried)). If it does not end here all the same, it keeps its thread and another graph gets
+//! its place. There is a bound on that. Beyond it, a graph keeps its place too.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,15 +16,18 @@ use tokio::time::timeout_at;
 /// Versions whose graphs are read at once.
 const AT_ONCE: usize = 4;
 
-/// Threads that read for nobody, beside those.
+/// Most threads that read for a caller who left, beside those.
 const MOST_LOST: usize = 16;
+
+/// The stack of a reader. An author decides how deep its calls go.
+pub(crate) const STACK: usize = 8 << 20;
 
 pub(crate) struct Readers {
     places: Arc<Semaphore>,
     lost: Arc<AtomicUsize>,
 }
 
-/// What a thread that reads holds until its end.
+/// What a reading thread holds until its end.
 enum Seat {
     Place { _permit: OwnedSemaphorePermit },
     Lost(Arc<AtomicUsize>),
@@ -42,8 +46,9 @@ impl Readers {
         Self { places: Arc::new(Semaphore::new(AT_ONCE)), lost: Arc::default() }
     }
 
-    /// Runs `read`, which blocks, once it has a place; waits for it `until` then. Dropping the future gives it up too. What `read` captured
-    /// lives until it ends. Errors: resource exhausted (no place came free), deadline exceeded, and its own.
+    /// Runs `read`, which blocks, once there is a place for it. Waits until `until` at the latest. Dropping the
+    /// future gives up. Whatever `read` captured lives until it ends. Errors: resource exhausted, if no place became
+    /// free; deadline exceeded; those of `read`.
     pub(crate) async fn read<T: Send + 'static>(
         &self,
         until: Instant,
@@ -62,7 +67,7 @@ impl Readers {
             drop(reply.send(result.unwrap_or_else(|_| Err(Error::fault("the backend panicked over it")))));
             drop(lock(&held).take());
         };
-        let thread = std::thread::Builder::new().name("graph-reader".into()).spawn(work);
+        let thread = std::thread::Builder::new().name("graph-reader".into()).stack_size(STACK).spawn(work);
         thread.map_err(|error| {
             Error::new(ErrorCode::ResourceExhausted, "this machine has no thread left").because(error)
         })?;
@@ -76,7 +81,7 @@ impl Readers {
     }
 }
 
-/// Whoever waits for a reader.
+/// A caller that waits for a reader.
 struct Waiting<'a> {
     seat: Arc<Mutex<Option<Seat>>>,
     lost: &'a Arc<AtomicUsize>,
@@ -144,7 +149,7 @@ mod tests {
         for at in 0..MOST_LOST {
             assert_eq!(readers.lost.load(Ordering::Relaxed), at);
             let late = readers.read(Instant::now() + Duration::from_millis(1), hang()).await.unwrap_err();
-            // The machine may be so slow that no place was free in time; then nobody is lost, and it is asked again.
+            // On a slow machine no place may be free in time. Then no thread is lost, and the test asks again.
             assert!(
                 matches!(late.code, ErrorCode::DeadlineExceeded | ErrorCode::ResourceExhausted),
                 "{late}"

@@ -1,9 +1,9 @@
-//! Who is evaluated next, together with whom, and on which thread.
+//! Decides which evaluation is next, which are joined, and on which thread they run.
 //!
-//! Every graph has a lane. Threads take turns over the lanes in which somebody waits, one batch a turn, so that no version's
-//! callers wait for another's queue ([`crew`]). What is joined, and how long it waits for more, decides [`Gather`](modelhost_core::batch::Gather).
-//! An evaluation that nobody waits for any more is told to stop; one that cannot be stopped keeps its thread, which
-//! another replaces, up to a bound. How many wait is bounded too.
+//! Every graph has a lane. Threads take turns over the lanes with waiting requests, one batch per turn, so that no
+//! version waits for the queue of another ([`crew`]). [`Gather`](modelhost_core::batch::Gather) decides what is
+//! joined and how long it waits. An evaluation without callers is told to stop. If it goes on, it keeps its thread
+//! and another one replaces that, up to a bound. The number of waiting requests is bounded too.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,23 +25,23 @@ mod races;
 #[cfg(test)]
 mod tests;
 
-/// What `crew` is made of. Its tests for races put their own in place.
+/// What `crew` is made of. The race tests replace it.
 mod sync {
     pub(super) use std::sync::{Condvar, Mutex, MutexGuard};
     pub(super) use std::thread;
 }
 
-/// The threads that evaluate.
+/// The threads that evaluate graphs.
 pub(crate) struct Scheduler(Arc<Crew<Lane>>);
 
 impl Scheduler {
-    /// Threads start when they are needed, at most so many.
+    /// Starts threads when they are needed, at most `threads`.
     pub(crate) fn new(threads: usize) -> Arc<Self> {
         Arc::new(Self(Crew::new(threads)))
     }
 
-    /// Evaluates; an evaluation that has not ended `until` then is given up. Dropping the future gives it up too. The inputs are
-    /// `held` as long as they are kept.
+    /// Evaluates the inputs. Gives up at `until`, and when the future is dropped. The inputs stay `held` as long as
+    /// they exist.
     pub(crate) async fn run(
         &self,
         lane: &Arc<Lane>,
@@ -75,7 +75,7 @@ impl Drop for Scheduler {
     }
 }
 
-/// Leaves when it is dropped before the answer.
+/// Leaves the crew if it is dropped before the answer.
 struct Caller<'a> {
     crew: &'a Arc<Crew<Lane>>,
     lane: &'a Arc<Lane>,

@@ -1,4 +1,5 @@
-//! ONNX Runtime's WebGPU execution provider, a plugin beside it (PyPI: `onnxruntime-ep-webgpu`): GPUs of every maker, by Vulkan.
+//! ONNX Runtime's WebGPU execution provider, a plugin beside it (PyPI: `onnxruntime-ep-webgpu`). It runs on GPUs of
+//! all makers, through Vulkan.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -12,15 +13,16 @@ use crate::backend::{STOP_EVERY, Stop};
 const PROVIDER: &str = "WebGpuExecutionProvider";
 const LIBRARY: &str = "libonnxruntime_providers_webgpu.so";
 
-/// Evaluations that run beside one another, in whatever sessions, crash the process
-/// (github.com/microsoft/onnxruntime/issues/32561): so one at a time, and a session is made and dropped only between them.
+/// The process crashes if two evaluations run at once, even of different sessions
+/// (github.com/microsoft/onnxruntime/issues/32561). So there is one at a time, and sessions are made and dropped only
+/// in between.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Registering it is done once a process.
+/// The plugin is registered once per process.
 static REGISTERED: OnceLock<Result<(), String>> = OnceLock::new();
 
-/// Its devices, as ONNX Runtime found them; registers it at the first call. `onnxruntime`: the library beside which it is
-/// looked for. Errors: that it is not installed, or what is wrong with it.
+/// The plugin's devices, as ONNX Runtime reports them. The first call registers the plugin, which is looked for
+/// beside the library `onnxruntime`. Errors: it is not installed, or cannot be loaded.
 pub(crate) fn devices<'a>(
     environment: &'a Environment,
     onnxruntime: &Path,
@@ -31,24 +33,26 @@ pub(crate) fn devices<'a>(
 
 fn register(environment: &Environment, onnxruntime: &Path) -> Result<(), String> {
     let library = find(onnxruntime).ok_or("onnxruntime-ep-webgpu is not installed beside it")?;
-    environment
-        .register_ep_library("webgpu", &library)
-        .map_err(|error| format!("{}: {}", library.display(), error.message()))?;
+    environment.register_ep_library("webgpu", &library).map_err(|error| {
+        tracing::warn!(library = %library.display(), error = error.message(), "no WebGPU");
+        "onnxruntime-ep-webgpu cannot be loaded, and the host's log says why"
+    })?;
     tracing::info!(library = %library.display(), "loaded the WebGPU execution provider");
     Ok(())
 }
 
-/// Beside ONNX Runtime's library, or in the package beside its package (`site-packages/onnxruntime/capi/libonnxruntime.so`).
+/// Looks beside ONNX Runtime's library, and in the package beside its package
+/// (`site-packages/onnxruntime/capi/libonnxruntime.so`).
 fn find(onnxruntime: &Path) -> Option<PathBuf> {
     let folder = onnxruntime.parent()?;
     let package = folder.join("../../onnxruntime_ep_webgpu");
     [folder.join(LIBRARY), package.join(LIBRARY)].into_iter().find(|path| path.is_file())
 }
 
-/// The right to use it, until this is dropped.
+/// The right to use the plugin. Dropping it passes it on.
 pub(crate) type Turn = MutexGuard<'static, ()>;
 
-/// Waits for a turn. `None`: nobody waits for it any more.
+/// Waits for a turn. `None`: the evaluation was stopped.
 pub(crate) fn turn(stop: Option<&Stop>) -> Option<Turn> {
     loop {
         if let Some(turn) = TURN.try_lock_for(STOP_EVERY) {

@@ -1,8 +1,7 @@
-//! What a file may say of itself. An ONNX file is its author's words: nothing that grows faster than the file, or with its square, may
-//! follow from them.
+//! Bounds on an ONNX file. Its author may write anything into it. No work may grow faster than the size of the file.
 //!
-//! How deep graphs lie in one another is bounded by protobuf's reader, which refuses messages more than 100 deep. That a tensor holds the
-//! elements which its dimensions announce, tract looks at before it makes one.
+//! Protobuf's reader refuses messages that are nested more than 100 deep, which bounds the nesting of graphs. Before
+//! tract makes a tensor, it checks that the tensor holds as many elements as its dimensions announce.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,7 +9,7 @@ use modelhost_core::model::Signature;
 use tract_onnx::pb::tensor_shape_proto::dimension;
 use tract_onnx::pb::{GraphProto, TensorProto, ValueInfoProto, type_proto};
 
-/// Most inputs that a caller feeds, and most outputs.
+/// Most inputs that a caller feeds. Also the most outputs.
 const MOST_VALUES: usize = 1024;
 
 /// Longest name of an input or output, in bytes.
@@ -19,13 +18,13 @@ const LONGEST_NAME: usize = 1024;
 /// Most dimensions.
 const MOST_DIMS: usize = 32;
 
-/// Longest name of a dimension, in bytes: tract reads it as an expression, a call deeper for each parenthesis.
+/// Longest name of a dimension, in bytes. tract parses it as an expression, one call deeper for each parenthesis.
 const LONGEST_DIM: usize = 256;
 
-/// Elements of one tensor that a few bytes of file make.
+/// Most elements of a tensor that a node makes from a few bytes.
 const MOST_CONSTANT: i64 = 1 << 26;
 
-/// Whether what a graph takes and gives is within bounds. Errors: what is not.
+/// Checks that a graph's signature is within the bounds. Errors: the bound that is exceeded.
 pub fn check_signature(signature: &Signature) -> Result<(), String> {
     for (role, specs) in [("input", &signature.inputs), ("output", &signature.outputs)] {
         if specs.len() > MOST_VALUES {
@@ -42,13 +41,13 @@ pub fn check_signature(signature: &Signature) -> Result<(), String> {
     Ok(())
 }
 
-/// The inputs that a caller feeds: initializers may be listed among the inputs too.
+/// The inputs that a caller feeds. A file may list initializers among its inputs too.
 pub(crate) fn fed(graph: &GraphProto) -> impl Iterator<Item = &ValueInfoProto> {
     let given: HashSet<&str> = graph.initializer.iter().map(|given| given.name.as_str()).collect();
     graph.input.iter().filter(move |input| !given.contains(&*input.name))
 }
 
-/// Whether a graph can be given to tract. Errors: what is wrong with it.
+/// Checks that tract may read a graph. Errors: what is wrong with it.
 pub(crate) fn check_graph(graph: &GraphProto) -> Result<(), String> {
     for (role, count) in [("input", fed(graph).count()), ("output", graph.output.len())] {
         if count > MOST_VALUES {
@@ -90,7 +89,7 @@ fn check_dims(value: &ValueInfoProto) -> Result<(), String> {
     Ok(())
 }
 
-/// tract computes what is constant when it plans: a few bytes of file must not make it fill the memory.
+/// tract computes constants when it plans. A few bytes of a file must not fill the memory.
 fn check_constants(graph: &GraphProto) -> Result<(), String> {
     let mut constants: HashMap<&str, &TensorProto> =
         graph.initializer.iter().map(|given| (given.name.as_str(), given)).collect();
@@ -130,46 +129,22 @@ fn integers(tensor: &TensorProto) -> Vec<i64> {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
+    use tract_onnx::pb::AttributeProto;
     use tract_onnx::pb::tensor_proto::DataType;
-    use tract_onnx::pb::tensor_shape_proto::Dimension;
-    use tract_onnx::pb::{AttributeProto, ModelProto, NodeProto, TensorShapeProto, TypeProto};
 
     use super::*;
     use crate::Graph;
+    use crate::tests::build::{encoded, node, tensor_of};
 
     fn value(name: &str, dims: &[&str]) -> ValueInfoProto {
-        let dim = |param: &&str| Dimension {
-            value: Some(dimension::Value::DimParam((*param).to_owned())),
-            ..Dimension::default()
-        };
-        let shape = Some(TensorShapeProto { dim: dims.iter().map(dim).collect() });
-        let tensor = type_proto::Tensor { elem_type: DataType::Float as i32, shape };
-        let r#type =
-            Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() });
-        ValueInfoProto { name: name.to_owned(), r#type, ..ValueInfoProto::default() }
-    }
-
-    fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
-        NodeProto {
-            op_type: op.to_owned(),
-            input: inputs.iter().map(|name| (*name).to_owned()).collect(),
-            output: vec![output.to_owned()],
-            ..NodeProto::default()
-        }
+        crate::tests::build::value(name, DataType::Float, dims)
     }
 
     fn tensor(name: &str, dims: &[i64], values: &[i64]) -> TensorProto {
-        TensorProto {
-            name: name.to_owned(),
-            dims: dims.to_vec(),
-            data_type: DataType::Int64 as i32,
-            raw_data: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            ..TensorProto::default()
-        }
+        tensor_of(name, dims, values)
     }
 
-    /// `y = x`, and what `change` does to it.
+    /// Parses `y = x` after `change` was applied to it.
     fn refused(change: impl FnOnce(&mut GraphProto), why: &str) {
         let mut graph = GraphProto {
             input: vec![value("x", &["n"])],
@@ -178,9 +153,7 @@ mod tests {
             ..GraphProto::default()
         };
         change(&mut graph);
-        let opset = tract_onnx::pb::OperatorSetIdProto { version: 13, ..Default::default() };
-        let model = ModelProto { graph: Some(graph), opset_import: vec![opset], ..ModelProto::default() };
-        let said = parse(&model.encode_to_vec());
+        let said = parse(&encoded(graph));
         assert!(said.contains(why), "{said:.300}");
     }
 

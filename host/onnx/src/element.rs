@@ -1,4 +1,4 @@
-//! Elements: the domain's tensors to tract's, and back.
+//! Converts the domain's tensors to tract's and back.
 
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::tensor::{DType, Tensor};
@@ -6,7 +6,7 @@ use tract_onnx::prelude::{
     Datum, DatumType, SymbolValues, TDim, Tensor as Value, TractResult, tract_ndarray,
 };
 
-/// tract's name for a datatype. BF16 has none: no graph that has it passes `graph::dtype`.
+/// tract's name of a datatype. BF16 has none, but `graph::dtype` refuses graphs with BF16.
 pub(crate) fn datum(dtype: DType) -> DatumType {
     match dtype {
         DType::Bool => DatumType::Bool,
@@ -25,7 +25,7 @@ pub(crate) fn datum(dtype: DType) -> DatumType {
     }
 }
 
-/// A caller's tensor. Errors: the caller's, when a BYTES element is no UTF-8.
+/// Converts a caller's tensor. Errors: invalid argument, if a BYTES element is not UTF-8.
 pub(crate) fn read(tensor: &Tensor) -> Result<Value, Error> {
     let shape: Vec<usize> =
         tensor.shape().iter().map(|size| usize::try_from(*size).unwrap_or(usize::MAX)).collect();
@@ -54,8 +54,8 @@ fn plain(datum: DatumType, shape: &[usize], data: &[u8]) -> TractResult<Value> {
     Ok(value)
 }
 
-/// An answer, as the datatype that the graph declares: tract computes shapes in a type of its own, from the `sizes` of open
-/// dimensions. Errors: the model's.
+/// Converts an output to the datatype that the graph declares. tract computes shapes in a type of its own, so they
+/// are evaluated with the `sizes` of the open dimensions. Errors: plugin fault.
 pub(crate) fn write(name: &str, dtype: DType, value: &Value, sizes: &SymbolValues) -> Result<Tensor, Error> {
     let failed = |error| Error::new(ErrorCode::PluginFault, format!("output {name:?}: {error:#}"));
     let shape: Vec<u64> = value.shape().iter().map(|size| *size as u64).collect();

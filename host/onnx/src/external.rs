@@ -1,4 +1,4 @@
-//! Weights that an ONNX file keeps in files beside it. Source: onnx.proto3, `TensorProto.external_data`.
+//! Weights that an ONNX file stores in other files beside it. Source: onnx.proto3, `TensorProto.external_data`.
 
 use std::collections::btree_map::{BTreeMap, Entry};
 
@@ -8,13 +8,13 @@ use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, SparseTensorProto, Tenso
 
 use crate::graph;
 
-/// The key of the one entry that every such tensor has.
+/// The key of the entry that every such tensor has.
 const LOCATION: &str = "location";
 
-/// Of every tensor that lies in a file beside this one: the file's name and, unless it is the file's rest, the number of bytes.
-/// Errors: it is no ONNX file; a tensor says not where it is.
+/// Lists the tensors that are stored in other files: the name of the file, and the number of bytes unless it is the
+/// rest of the file. Errors: the file is not ONNX; a tensor does not name its file.
 pub fn external_tensors(file: &[u8]) -> Result<Vec<(String, Option<usize>)>, String> {
-    // Most files have none, and reading one copies its weights.
+    // Most files have no such tensors, and decoding one copies its weights.
     if memmem::find(file, LOCATION.as_bytes()).is_none() {
         return Ok(Vec::new());
     }
@@ -28,7 +28,8 @@ pub fn external_tensors(file: &[u8]) -> Result<Vec<(String, Option<usize>)>, Str
     Ok(tensors)
 }
 
-/// Copies such weights into the model. `read`: a file's content. Errors: the tensor and what is wrong with its file.
+/// Copies these weights into the model. `read` returns the content of a file. Errors: the tensor, and what is wrong
+/// with its file.
 pub(crate) fn bring_in(
     model: &mut ModelProto,
     read: &dyn Fn(&str) -> Result<Bytes, String>,
@@ -77,7 +78,7 @@ fn number(tensor: &TensorProto, key: &str) -> Result<Option<usize>, String> {
 
 type Each<'a> = dyn FnMut(&mut TensorProto) -> Result<(), String> + 'a;
 
-/// Every tensor, wherever a model may hold one.
+/// Calls `each` for every tensor, wherever a model may have one.
 pub(crate) fn each_tensor(model: &mut ModelProto, each: &mut Each<'_>) -> Result<(), String> {
     let training = model.training_info.iter_mut();
     let training = training.flat_map(|info| info.initialization.iter_mut().chain(&mut info.algorithm));

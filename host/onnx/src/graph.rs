@@ -1,4 +1,4 @@
-//! An ONNX graph: what it takes and gives, and its evaluation by tract.
+//! An ONNX graph: its signature, and its evaluation by tract.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +17,9 @@ use tract_onnx::tract_hir::infer::{InferenceFact, ShapeFactoid};
 use crate::check::{check_graph, fed};
 use crate::element;
 use crate::external::bring_in;
+use crate::needs::{Leave, Needs, Unbounded, constants};
 
-/// A graph that can be asked.
+/// A graph that can be evaluated.
 pub struct Graph {
     inputs: Vec<Value>,
     outputs: Vec<Value>,
@@ -35,31 +36,57 @@ struct Value {
 
 enum Dim {
     Fixed(usize),
-    /// Dimensions of one name are equal.
+    /// All dimensions of one name have the same size.
     Named(String),
 }
 
-/// How it is evaluated. tract cannot plan every graph while a dimension is open, and of some that it plans it finds only while it
-/// evaluates them that it could not: those are planned for the shapes that come.
+/// The plans of a graph. tract cannot plan every graph with open dimensions. For some graphs it makes such a plan,
+/// but the evaluation fails. These graphs are planned for the shapes of each request.
 struct Plans {
-    /// Good for every shape, unless an evaluation showed that it is not.
-    any: Option<Arc<TypedRunnableModel>>,
+    /// The plan for all shapes. It is not used after an evaluation showed that it fails.
+    any: Option<Arc<Plan>>,
     any_failed: AtomicBool,
     model: InferenceModel,
-    /// The latest, newest last.
-    per_shape: Mutex<Vec<(Shapes, Arc<TypedRunnableModel>)>>,
+    /// The latest plans, newest last.
+    per_shape: Mutex<Vec<(Shapes, Arc<Plan>)>>,
+}
+
+struct Plan {
+    runnable: Arc<TypedRunnableModel>,
+    needs: Needs,
+    /// Bytes of its constants.
+    constants: u64,
 }
 
 type Shapes = Vec<Vec<usize>>;
 
-/// Shapes whose plans are kept.
+/// How many plans for shapes are kept, and how many bytes of constants they may have. The latest plan is always kept.
 const KEPT_PLANS: usize = 16;
+const KEPT_BYTES: u64 = 64 << 20;
+
+/// Why an evaluation gave no answer.
+enum Failed {
+    /// It was not allowed to go on.
+    Ended(Error),
+    /// The graph failed.
+    Graph(String),
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Ended(error) => error,
+            Failed::Graph(why) => Self::fault(why),
+        }
+    }
+}
 
 impl Graph {
-    /// Reads an ONNX file, of operator sets 9 to 18 as a rule. `beside`: the content of a file beside it, which may hold some of its
-    /// weights, or why there is none. Errors: what is wrong with it, naming the operator or the tensor.
+    /// Reads an ONNX file, usually of operator sets 9 to 18. `beside` returns the content of a file beside it that
+    /// holds weights, or says why there is none. Errors: what is wrong with the file, naming the operator or the
+    /// tensor.
     pub fn parse(file: &[u8], beside: &dyn Fn(&str) -> Result<Bytes, String>) -> Result<Self, String> {
-        // Shapes that the file tells of inner values hold for open dimensions only; tract finds them itself.
+        // The shapes of inner values in a file hold for open dimensions only. tract infers them itself.
         let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
         let mut proto = decode(file)?;
         bring_in(&mut proto, beside)?;
@@ -77,35 +104,68 @@ impl Graph {
             set_input(&mut model, at, value, shape)?;
         }
         let symbols = model.symbols.clone();
-        // tract panics where a recurrent operator's batch is open.
+        // tract panics if the batch of a recurrent operator is open.
         let recurs = graph.node.iter().any(|node| matches!(&*node.op_type, "LSTM" | "GRU" | "RNN"));
         let any = if recurs { None } else { plan(model.clone()).ok() };
         let plans = Plans { any, any_failed: AtomicBool::new(false), model, per_shape: Mutex::default() };
         if plans.any.is_none() {
-            // What cannot be planned for one row either is not the open dimensions' fault.
+            // If it cannot be planned for one row either, open dimensions are not the reason.
             plans.for_shapes(&inputs, inputs.iter().map(Value::smallest).collect())?;
         }
         Ok(Self { inputs, outputs, symbols, plans })
     }
 
-    /// What it takes and gives; a dimension without a fixed size is open.
+    /// The signature. A dimension without a fixed size is open.
     pub fn signature(&self) -> Signature {
         let specs = |values: &[Value]| values.iter().map(Value::spec).collect();
         Signature { inputs: specs(&self.inputs), outputs: specs(&self.outputs) }
     }
 
-    /// Evaluates it for these inputs, which agree with the signature. Errors: the caller's, where dimensions of one name differ;
-    /// the model's otherwise.
+    /// Bytes of the weights and all other constants, as they are evaluated.
+    pub fn constant_bytes(&self) -> u64 {
+        self.plans
+            .any
+            .as_ref()
+            .or(self.plans.kept().last().map(|(_, plan)| plan))
+            .map_or(0, |plan| plan.constants)
+    }
+
+    /// Checks that an evaluation would be allowed if every open dimension had size 1, as far as sizes follow from
+    /// dimensions. Errors: why it would not.
+    pub fn rehearse(&self, leave: &mut dyn Leave) -> Result<(), Error> {
+        let kept = self.plans.kept();
+        let Some(plan) = self.plans.any.as_ref().or(kept.last().map(|(_, plan)| plan)) else { return Ok(()) };
+        let mut sizes = SymbolValues::default();
+        for name in self.inputs.iter().flat_map(Value::names).flatten() {
+            sizes.set(&self.symbols.sym(name), 1);
+        }
+        let order = plan.runnable.order_without_consts();
+        let rehearsed = plan.needs.begin(leave).rehearse(plan.runnable.model(), order, &sizes);
+        rehearsed.map_err(|error| failed(error).into())
+    }
+
+    /// Evaluates the graph. The inputs must agree with the signature. Errors: invalid argument, if dimensions of one
+    /// name differ; plugin fault.
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+        self.run_within(inputs, &mut Unbounded)
+    }
+
+    /// As [`Graph::run`], but `leave` may end it. Errors: also those of `leave`.
+    pub fn run_within(&self, inputs: &[Tensor], leave: &mut dyn Leave) -> Result<Vec<Tensor>, Error> {
         let sizes = self.sizes(inputs)?;
-        let answers = self.plans.run(&self.inputs, values(inputs)?).map_err(Error::fault)?;
+        let answers = self.plans.run(&self.inputs, values(inputs)?, leave)?;
         self.answer(&answers, &sizes)
     }
 
-    /// The same, where a plan for these shapes is there already: making one may take long. `None`: it is not. Errors: as [`Graph::run`].
-    pub fn run_planned(&self, inputs: &[Tensor]) -> Result<Option<Vec<Tensor>>, Error> {
+    /// As [`Graph::run_within`], but only if a plan for these shapes exists, because making one may take long.
+    /// `None`: there is none.
+    pub fn run_planned(
+        &self,
+        inputs: &[Tensor],
+        leave: &mut dyn Leave,
+    ) -> Result<Option<Vec<Tensor>>, Error> {
         let sizes = self.sizes(inputs)?;
-        let answers = self.plans.run_kept(values(inputs)?).map_err(Error::fault)?;
+        let answers = self.plans.run_kept(values(inputs)?, leave)?;
         answers.map(|answers| self.answer(&answers, &sizes)).transpose()
     }
 
@@ -114,7 +174,7 @@ impl Graph {
         named.map(|(value, answer)| element::write(&value.name, value.dtype, answer, sizes)).collect()
     }
 
-    /// The size of every named dimension in this request. Errors: the caller's.
+    /// The sizes of the named dimensions in this request. Errors: invalid argument.
     fn sizes(&self, inputs: &[Tensor]) -> Result<SymbolValues, Error> {
         check_names(inputs, |at| self.inputs.get(at).into_iter().flat_map(Value::names))?;
         let mut sizes = SymbolValues::default();
@@ -138,43 +198,54 @@ fn shapes(values: &[TValue]) -> Shapes {
 }
 
 impl Plans {
-    fn run(&self, inputs: &[Value], values: TVec<TValue>) -> Result<TVec<TValue>, String> {
+    fn run(
+        &self,
+        inputs: &[Value],
+        values: TVec<TValue>,
+        leave: &mut dyn Leave,
+    ) -> Result<TVec<TValue>, Failed> {
         let shapes = shapes(&values);
         if let Some(any) = self.any() {
-            let why = match any.run(values.clone()) {
-                Ok(answers) => return Ok(answers),
-                Err(error) => format!("{error:#}"),
+            let why = match any.run(values.clone(), leave) {
+                Err(Failed::Graph(why)) => why,
+                ended => return ended,
             };
-            // Its values may be at fault as well: then the plan for its shapes fails too, and says the same.
-            let answers = self.for_shapes(inputs, shapes).and_then(|plan| run(&plan, values));
+            // The values may also be the reason. Then the plan for their shapes fails too, with the same error.
+            let plan = self.for_shapes(inputs, shapes).map_err(Failed::Graph);
+            let answers = plan.and_then(|plan| plan.run(values, leave));
             self.any_failed.store(answers.is_ok(), Ordering::Relaxed);
-            return answers.map_err(|also| format!("{why}; for its shapes: {also}"));
+            return answers.map_err(|failed| match failed {
+                Failed::Graph(also) => Failed::Graph(format!("{why}; for its shapes: {also}")),
+                ended => ended,
+            });
         }
-        run(&self.for_shapes(inputs, shapes)?, values)
+        self.for_shapes(inputs, shapes).map_err(Failed::Graph)?.run(values, leave)
     }
 
-    fn run_kept(&self, values: TVec<TValue>) -> Result<Option<TVec<TValue>>, String> {
+    fn run_kept(&self, values: TVec<TValue>, leave: &mut dyn Leave) -> Result<Option<TVec<TValue>>, Failed> {
         if let Some(any) = self.any() {
-            // A failure may be the plan's.
-            return Ok(any.run(values).ok());
+            return match any.run(values, leave) {
+                Err(Failed::Graph(_)) => Ok(None), // it may be the plan's fault
+                ended => ended.map(Some),
+            };
         }
         let plan = self.kept_for(&shapes(&values));
-        plan.map(|plan| run(&plan, values)).transpose()
+        plan.map(|plan| plan.run(values, leave)).transpose()
     }
 
-    fn any(&self) -> Option<&Arc<TypedRunnableModel>> {
+    fn any(&self) -> Option<&Arc<Plan>> {
         self.any.as_ref().filter(|_| !self.any_failed.load(Ordering::Relaxed))
     }
 
-    fn kept(&self) -> MutexGuard<'_, Vec<(Shapes, Arc<TypedRunnableModel>)>> {
+    fn kept(&self) -> MutexGuard<'_, Vec<(Shapes, Arc<Plan>)>> {
         self.per_shape.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn kept_for(&self, shapes: &Shapes) -> Option<Arc<TypedRunnableModel>> {
+    fn kept_for(&self, shapes: &Shapes) -> Option<Arc<Plan>> {
         self.kept().iter().find(|(known, _)| known == shapes).map(|(_, plan)| Arc::clone(plan))
     }
 
-    fn for_shapes(&self, inputs: &[Value], shapes: Shapes) -> Result<Arc<TypedRunnableModel>, String> {
+    fn for_shapes(&self, inputs: &[Value], shapes: Shapes) -> Result<Arc<Plan>, String> {
         if let Some(plan) = self.kept_for(&shapes) {
             return Ok(plan);
         }
@@ -184,20 +255,36 @@ impl Plans {
         }
         let plan = plan(model)?;
         let mut kept = self.kept();
-        if kept.len() == KEPT_PLANS {
+        kept.push((shapes, Arc::clone(&plan)));
+        let bytes = |kept: &[(Shapes, Arc<Plan>)]| kept.iter().map(|(_, plan)| plan.constants).sum::<u64>();
+        while kept.len() > KEPT_PLANS || (kept.len() > 1 && bytes(&kept) > KEPT_BYTES) {
             kept.remove(0);
         }
-        kept.push((shapes, Arc::clone(&plan)));
         Ok(plan)
     }
 }
 
-fn run(plan: &Arc<TypedRunnableModel>, values: TVec<TValue>) -> Result<TVec<TValue>, String> {
-    plan.run(values).map_err(|error| format!("{error:#}"))
+impl Plan {
+    fn run(&self, values: TVec<TValue>, leave: &mut dyn Leave) -> Result<TVec<TValue>, Failed> {
+        let mut holding = self.needs.begin(leave);
+        let evaluated = self.runnable.spawn().and_then(|mut state| {
+            state.run_plan_with_eval(values, |context, state, node, inputs| {
+                holding.evaluate(context, state, node, inputs)
+            })
+        });
+        evaluated.map_err(failed)
+    }
 }
 
-/// Whether dimensions of one name have one size in a request; `names` tells those of an input, `None` for a dimension without.
-/// Errors: invalid argument, when two of one name differ: a backend would compute with the first.
+fn failed(error: TractError) -> Failed {
+    match error.downcast::<Error>() {
+        Ok(error) => Failed::Ended(error),
+        Err(error) => Failed::Graph(format!("{error:#}")),
+    }
+}
+
+/// Checks that all dimensions of one name have one size in a request. `names` lists the dimensions of an input, with
+/// `None` for a dimension without a name. Errors: invalid argument, because a backend would use the first size.
 pub fn check_names<'a, Names: Iterator<Item = Option<&'a str>>>(
     inputs: &[Tensor],
     names: impl Fn(usize) -> Names,
@@ -283,7 +370,7 @@ pub(crate) fn decode(file: &[u8]) -> Result<ModelProto, String> {
         .map_err(|error| format!("it is no ONNX file, or a truncated one: {error:#}"))
 }
 
-/// Operators whose work follows from values, not from the shapes of what a caller feeds: turns of a loop, sizes of what is filled.
+/// Operators whose work depends on values, for example the turns of a loop or the size of a filled tensor.
 const UNBOUNDED: [&str; 11] = [
     "ConstantOfShape",
     "Expand",
@@ -301,8 +388,8 @@ const UNBOUNDED: [&str; 11] = [
 /// Largest file that [`is_bounded`] reads.
 const SMALL_FILE: usize = 1 << 20;
 
-/// Whether a graph's work follows from the shapes of what a caller feeds alone, so that equal shapes take equal time. Only small files are
-/// looked into; of others it says no.
+/// Whether a graph's work depends only on the shapes of its inputs, so that equal shapes take equal time. False for
+/// large files, because these are not decoded.
 pub fn is_bounded(file: &[u8]) -> bool {
     if file.len() > SMALL_FILE {
         return false;
@@ -324,8 +411,11 @@ fn set_input(
     model.set_input_fact(at, fact).map_err(|error| format!("input {:?}: {error:#}", value.name))
 }
 
-fn plan(model: InferenceModel) -> Result<Arc<TypedRunnableModel>, String> {
-    model.into_optimized().and_then(IntoRunnable::into_runnable).map_err(|error| format!("{error:#}"))
+fn plan(model: InferenceModel) -> Result<Arc<Plan>, String> {
+    let runnable = model.into_optimized().and_then(IntoRunnable::into_runnable);
+    let runnable = runnable.map_err(|error| format!("{error:#}"))?;
+    let (needs, constants) = (Needs::of(runnable.model())?, constants(runnable.model()));
+    Ok(Arc::new(Plan { runnable, needs, constants }))
 }
 
 /// Source: onnx.proto3, `TensorProto.DataType`.

@@ -1,10 +1,8 @@
-//! Answers against onnxruntime's: see tests/fixtures/onnx.
+//! Compares answers with onnxruntime's. See tests/fixtures/onnx.
 
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    clippy::cast_lossless,
     clippy::unnecessary_cast,
     reason = "small numbers of every type"
 )]
@@ -12,13 +10,19 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use modelhost_core::error::ErrorCode;
+use half::f16;
+use modelhost_core::compare;
+use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::tensor::{DType, Tensor};
 use serde_json::Value;
+use tract_onnx::pb::{GraphProto, tensor_proto::DataType};
 
-use super::{Graph, external_tensors};
+use super::{Graph, Leave, external_tensors};
+use build::{encoded, node, tensor_of, value};
 
-/// Largest difference from onnxruntime: absolute below 1, relative above.
+pub(crate) mod build;
+
+/// Largest difference from onnxruntime's answer: absolute below 1, relative above.
 const TOLERANCE: f64 = 1e-5;
 
 fn fixtures() -> PathBuf {
@@ -29,24 +33,13 @@ fn read(name: &str) -> Vec<u8> {
     fs::read(fixtures().join(name)).unwrap()
 }
 
-/// A graph in one file.
+/// Parses a graph without files beside it.
 fn parse(file: &[u8]) -> Result<Graph, String> {
     Graph::parse(file, &|name| Err(format!("no file {name:?}")))
 }
 
 fn graph(name: &str) -> Graph {
     parse(&read(&format!("{name}.onnx"))).unwrap_or_else(|why| panic!("{name}: {why}"))
-}
-
-/// A half's bits, exactly, for the few values the fixtures have.
-fn half(value: f64) -> u16 {
-    let bits = (value as f32).to_bits();
-    if bits == 0 { 0 } else { ((((bits >> 23) & 0xff) - 112) << 10 | ((bits >> 13) & 0x3ff)) as u16 }
-}
-
-fn from_half(bits: u16) -> f64 {
-    let bits = u32::from(bits);
-    if bits == 0 { 0.0 } else { f64::from(f32::from_bits(((bits >> 10) + 112) << 23 | (bits & 0x3ff) << 13)) }
 }
 
 fn tensor(value: &Value) -> Tensor {
@@ -71,7 +64,7 @@ fn tensor(value: &Value) -> Tensor {
         DType::Int16 => bytes!(i16),
         DType::Int32 => bytes!(i32),
         DType::Int64 => bytes!(i64),
-        DType::Fp16 => numbers().flat_map(|number| half(number).to_le_bytes()).collect(),
+        DType::Fp16 => numbers().flat_map(|number| f16::from_f64(number).to_le_bytes()).collect(),
         DType::Bf16 => unreachable!("no fixture has it"),
         DType::Fp32 => bytes!(f32),
         DType::Fp64 => bytes!(f64),
@@ -81,33 +74,6 @@ fn tensor(value: &Value) -> Tensor {
         }
     };
     Tensor::new(name, dtype, shape, bytes.into()).unwrap()
-}
-
-fn numbers(tensor: &Tensor) -> Vec<f64> {
-    macro_rules! numbers {
-        ($rust:ty) => {
-            bytemuck::pod_collect_to_vec::<u8, $rust>(tensor.data())
-                .into_iter()
-                .map(|number| number as f64)
-                .collect()
-        };
-    }
-    match tensor.dtype() {
-        DType::Bool | DType::Uint8 => numbers!(u8),
-        DType::Uint16 => numbers!(u16),
-        DType::Uint32 => numbers!(u32),
-        DType::Uint64 => numbers!(u64),
-        DType::Int8 => numbers!(i8),
-        DType::Int16 => numbers!(i16),
-        DType::Int32 => numbers!(i32),
-        DType::Int64 => numbers!(i64),
-        DType::Fp16 => {
-            bytemuck::pod_collect_to_vec::<u8, u16>(tensor.data()).into_iter().map(from_half).collect()
-        }
-        DType::Fp32 => numbers!(f32),
-        DType::Fp64 => numbers!(f64),
-        DType::Bf16 | DType::Bytes => Vec::new(),
-    }
 }
 
 #[test]
@@ -133,14 +99,8 @@ fn answers_as_onnxruntime_does() {
             let came = graph.run(&inputs).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(names(&came), names(&expected), "{name}");
             for (came, expected) in came.iter().zip(&expected) {
-                assert_eq!((came.dtype(), came.shape()), (expected.dtype(), expected.shape()), "{name}");
-                if came.dtype() == DType::Bytes {
-                    assert_eq!(came.data(), expected.data(), "{name}");
-                }
-                for (came, expected) in numbers(came).iter().zip(numbers(expected)) {
-                    let difference = (came - expected).abs() / expected.abs().max(1.0);
-                    assert!(difference <= TOLERANCE, "{name}: {came} {expected}");
-                }
+                compare::check(came, expected, |expected| TOLERANCE * expected.abs().max(1.0))
+                    .unwrap_or_else(|why| panic!("{name}: {why}"));
             }
             cases += 1;
         }
@@ -216,4 +176,111 @@ fn a_file_truncated_anywhere_is_an_error_or_a_graph_and_never_a_panic() {
     }
     assert!(parse(&file[..file.len() / 2]).is_err());
     assert!(parse(b"").is_err());
+}
+
+/// Allows a number of bytes at once, and a number of operators.
+struct Counted {
+    most: u64,
+    held: u64,
+    peak: u64,
+    operators: std::cell::Cell<u64>,
+}
+
+impl Counted {
+    fn new(most: u64, operators: u64) -> Self {
+        Self { most, held: 0, peak: 0, operators: operators.into() }
+    }
+}
+
+impl Leave for Counted {
+    fn take(&mut self, bytes: u64) -> Result<(), Error> {
+        if self.held.saturating_add(bytes) > self.most {
+            return Err(Error::new(ErrorCode::TooLarge, format!("{bytes} bytes more")));
+        }
+        self.held += bytes;
+        self.peak = self.peak.max(self.held);
+        Ok(())
+    }
+
+    fn give_back(&mut self, bytes: u64) {
+        self.held = self.held.checked_sub(bytes).expect("it was taken");
+    }
+
+    fn go_on(&self) -> Result<(), Error> {
+        let left = self.operators.get().checked_sub(1);
+        self.operators.set(left.ok_or_else(|| Error::new(ErrorCode::DeadlineExceeded, "it ends"))?);
+        Ok(())
+    }
+}
+
+fn fp32(name: &str, shape: &[u64]) -> Tensor {
+    let elements: u64 = shape.iter().product();
+    let data: Vec<u8> = (0..elements).flat_map(|_| 1_f32.to_le_bytes()).collect();
+    Tensor::new(name.to_owned(), DType::Fp32, shape.to_vec(), data.into()).unwrap()
+}
+
+#[test]
+fn what_an_evaluation_takes_follows_from_what_comes_and_is_given_back() {
+    let graph = graph("wide"); // a thousand numbers for every one
+    let peak = |rows: u64| {
+        let mut leave = Counted::new(u64::MAX, 100);
+        assert_eq!(graph.run_within(&[fp32("x", &[rows, 1])], &mut leave).unwrap().len(), 1);
+        assert_eq!(leave.held, 0);
+        leave.peak
+    };
+    let (few, many) = (peak(10), peak(1000));
+    assert!((40_000..100_000).contains(&few), "{few}");
+    assert!((4_000_000..10_000_000).contains(&many), "{many}");
+    let mut leave = Counted::new(many - 1, 100);
+    let refused = graph.run_within(&[fp32("x", &[1000, 1])], &mut leave).unwrap_err();
+    assert_eq!((refused.code, leave.held), (ErrorCode::TooLarge, 0));
+    let refused = graph.run_planned(&[fp32("x", &[1000, 1])], &mut Counted::new(many - 1, 100)).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::TooLarge);
+    assert!(graph.rehearse(&mut Counted::new(few, 0)).is_ok());
+    assert!(graph.rehearse(&mut Counted::new(3999, 0)).is_err(), "one row is too much");
+}
+
+#[test]
+fn an_evaluation_ends_between_two_operators() {
+    let ended = graph("mlp").run_within(&[fp32("x", &[1, 8])], &mut Counted::new(u64::MAX, 2)).unwrap_err();
+    assert_eq!((ended.code, &*ended.message), (ErrorCode::DeadlineExceeded, "it ends"));
+}
+
+/// A caller's value decides the length of a range.
+#[test]
+fn a_range_is_counted_before_it_is_made() {
+    let graph = GraphProto {
+        input: vec![value("end", DataType::Float, &[])],
+        output: vec![value("y", DataType::Float, &[])],
+        initializer: vec![
+            tensor_of("start", &[], &[0.0_f32]),
+            tensor_of("step", &[], &[1.0_f32]),
+            tensor_of("axes", &[1], &[0_i64]),
+        ],
+        node: vec![node("Range", &["start", "end", "step"], "r"), node("ReduceSum", &["r", "axes"], "y")],
+        ..GraphProto::default()
+    };
+    let graph = parse(&encoded(graph)).unwrap();
+    let run = |end: f32, leave: &mut Counted| {
+        let end = Tensor::new("end".into(), DType::Fp32, vec![], end.to_le_bytes().to_vec().into());
+        graph.run_within(&[end.unwrap()], leave).map(|outputs| outputs.len()).map_err(|error| error.code)
+    };
+    let mut leave = Counted::new(100_000, 100);
+    assert_eq!(run(1000.0, &mut leave), Ok(1));
+    assert!(leave.held == 0 && leave.peak >= 4000, "{}", leave.peak);
+    for end in [1e15, f32::INFINITY, -1e15] {
+        assert_eq!(run(end, &mut Counted::new(100_000, 100)), Err(ErrorCode::TooLarge), "{end}");
+    }
+}
+
+/// Making a plan takes long, so `run_planned` must not make one.
+#[test]
+fn nothing_is_planned_for_whoever_must_not_wait() {
+    let (graph, mut leave) = (graph("lstm"), Counted::new(u64::MAX, 10_000));
+    let x = |rows: u64| fp32("x", &[5, rows, 3]);
+    assert_eq!(graph.run_planned(&[x(2)], &mut leave), Ok(None));
+    assert_eq!(graph.run_planned(&[x(2)], &mut leave), Ok(None));
+    graph.run(&[x(2)]).unwrap();
+    assert!(matches!(graph.run_planned(&[x(2)], &mut leave), Ok(Some(_))));
+    assert_eq!(leave.held, 0);
 }

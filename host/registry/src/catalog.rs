@@ -1,7 +1,9 @@
-//! The catalogue: models, versions, policies with their history, aliases. SQLite in WAL mode, one writer at a time.
+//! The catalogue: models, versions, policies with their history, aliases. SQLite in WAL mode, with one writer at a
+//! time.
 //!
-//! A change is written first and published second; whoever was told of it finds it after a crash. The published
-//! [`Snapshot`] is built from the rows once, at start, and afterwards follows each change. Nobody holds the writer while guest code runs.
+//! A change is written first and published second, so that an acknowledged change survives a crash. The published
+//! [`Snapshot`] is built from the rows once, at start. After that it follows each change. The writer is never held
+//! while guest code runs.
 
 mod deployments;
 mod policies;
@@ -16,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use modelhost_core::artifact::Digest;
 use modelhost_core::deployment::{Bounds, DeploymentName};
-use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::error::Error;
 use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::version::{Card, Isolation, Limits, LoadReport, Model, Package, Snapshot, Version};
 use sha2::{Digest as _, Sha256};
@@ -27,6 +29,7 @@ use sqlx::{Connection, Row, Sqlite, Transaction};
 use tokio::sync::Mutex;
 
 use crate::columns::SharedColumns;
+use crate::disk_full;
 use crate::rows::{self, SignatureRow};
 
 pub use policies::{Back, Change, HistoryEntry};
@@ -40,48 +43,50 @@ pub struct Catalog {
     latest: RwLock<Arc<Snapshot>>,
 }
 
-/// A version that loaded and is to be kept.
+/// A loaded version, to be registered.
 pub struct Registration<'a> {
-    /// Whose version.
+    /// The version's model.
     pub model: &'a ModelName,
     /// The text of `model.toml`.
     pub manifest: &'a str,
-    /// What was loaded.
+    /// The loaded package.
     pub package: Package,
-    /// What loading it brought to light.
+    /// The report of its load.
     pub report: LoadReport,
-    /// What the manifest says of it, for people.
+    /// The manifest's information for people.
     pub card: Card,
     /// `<project>_<format>`.
     pub platform: String,
-    /// Where it runs.
+    /// The version's deployment.
     pub deployment: DeploymentName,
 }
 
 impl Catalog {
-    /// Opens the database, making it if need be, and reads what it holds; `cap` bounds every version's limits,
-    /// `default` is what the default deployment has until somebody changes it. Errors: internal, naming the file.
+    /// Opens the database or makes it, and reads its content. `cap` bounds the limits of every version. `default` are
+    /// the bounds of the default deployment until an operator changes them. Errors: internal.
     pub async fn open(path: &Path, cap: &Limits, default: &Bounds) -> Result<Self, Error> {
-        let named =
-            |error: &dyn std::fmt::Display| Error::internal(format!("catalogue {}: {error}", path.display()));
-        // SQLite would make it as readable as the process makes files; what it makes beside it is as this file.
+        let unopened = |error: &dyn std::fmt::Display| {
+            Error::internal("the catalogue cannot be opened").because(format!("{}: {error}", path.display()))
+        };
+        // SQLite would make the file as readable as the umask allows. The files that it makes beside this one copy
+        // this mode.
         let file = File::options().create(true).append(true).mode(0o600).open(path);
-        drop(file.map_err(|error| named(&error))?);
+        drop(file.map_err(|error| unopened(&error))?);
         let options = SqliteConnectOptions::new()
             .filename(path)
             .foreign_keys(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full);
-        let pool =
-            SqlitePoolOptions::new().max_connections(4).connect_with(options).await.map_err(database)?;
-        sqlx::migrate!().run(&pool).await.map_err(|error| named(&error))?;
+        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await;
+        let pool = pool.map_err(|error| unopened(&error))?;
+        sqlx::migrate!().run(&pool).await.map_err(|error| unopened(&error))?;
         let mut columns = SharedColumns::default();
         forget_unused(&pool).await?;
         let snapshot = read::all(&pool, cap, default, &mut columns).await?;
         Ok(Self { pool, writer: Mutex::new(columns), latest: RwLock::new(Arc::new(snapshot)) })
     }
 
-    /// What is registered now.
+    /// The current state.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.latest.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -91,7 +96,8 @@ impl Catalog {
         read::blobs(&self.pool).await
     }
 
-    /// Notes that a prefix brought this content: its registrations may name it from now on. Errors: internal.
+    /// Records that a prefix uploaded this content. Registrations of the prefix may name it from now on. Errors:
+    /// internal.
     pub async fn possess(&self, prefix: &str, digest: Digest) -> Result<(), Error> {
         let _writer = self.writer.lock().await;
         self.write(async |tx: &mut Transaction<'_, Sqlite>| {
@@ -107,7 +113,7 @@ impl Catalog {
         .await
     }
 
-    /// Whether a prefix brought this content. Errors: internal.
+    /// Whether a prefix uploaded this content. Errors: internal.
     pub async fn possesses(&self, prefix: &str, digest: Digest) -> Result<bool, Error> {
         let row = sqlx::query("SELECT EXISTS (SELECT 1 FROM possessions WHERE prefix = ? AND digest = ?)")
             .bind(prefix)
@@ -117,8 +123,8 @@ impl Catalog {
         row.and_then(|row| row.try_get(0)).map_err(database)
     }
 
-    /// Keeps a version under the model's next number, which is never used again. `publish` makes it callable.
-    /// Errors: internal; nothing is registered then.
+    /// Registers a version under the model's next number, which is never used again. `publish` makes it callable. If
+    /// this fails, nothing is registered. Errors: not found; invalid argument; internal.
     pub async fn register(
         &self,
         registration: Registration<'_>,
@@ -132,7 +138,8 @@ impl Catalog {
         deployments::find(&latest, &deployment)?.allow(&deployment, &package.capabilities)?;
         if package.response_cache && report.isolation != Isolation::Request {
             return Err(Error::invalid(
-                "response_cache: only a version that runs in fresh instances (isolation = \"request\") answers equal requests equally",
+                "response_cache: only a version that runs in fresh instances (isolation = \"request\") gives \
+                 equal answers to equal requests",
             ));
         }
         share(&mut columns, &mut package, &mut report);
@@ -155,7 +162,7 @@ impl Catalog {
         Ok(version)
     }
 
-    /// Closes the database, so that its log is folded in.
+    /// Closes the database, which writes its log into it.
     pub async fn close(&self) {
         self.pool.close().await;
     }
@@ -165,8 +172,8 @@ impl Catalog {
         publish(snapshot);
     }
 
-    /// All of `change`, durably, or nothing. A connection that failed is closed: after a full disk, its transaction is
-    /// in a state that SQLite and the driver do not agree on.
+    /// Writes all of `change` durably, or nothing. A connection that failed is closed, because after a full disk
+    /// SQLite and its driver disagree on the state of the transaction.
     async fn write<T>(
         &self,
         change: impl AsyncFnOnce(&mut Transaction<'_, Sqlite>) -> Result<T, Error>,
@@ -206,7 +213,7 @@ fn changed(latest: &Arc<Snapshot>, name: &ModelName, change: impl FnOnce(&mut Mo
     Arc::new(snapshot)
 }
 
-/// Covers everything that decides a version's answers and bounds.
+/// The digest covers everything that decides a version's answers and bounds.
 fn digest_of(package: &Package, manifest: &str) -> Digest {
     let mut hash = Sha256::new();
     hash.update(package.component.to_string());
@@ -217,7 +224,7 @@ fn digest_of(package: &Package, manifest: &str) -> Digest {
     Digest::from_bytes(hash.finalize().into())
 }
 
-/// The versions of a model usually have the same columns: they are kept once.
+/// The versions of a model usually have the same columns. Equal lists are kept once.
 fn share(columns: &mut SharedColumns, package: &mut Package, report: &mut LoadReport) {
     columns.share(&mut package.columns);
     let specs = report.signature.inputs.iter_mut().chain(&mut report.signature.outputs);
@@ -248,7 +255,8 @@ async fn insert_version(
     manifest: &str,
 ) -> Result<(), Error> {
     sqlx::query(
-        "INSERT INTO versions (model_id, number, digest, manifest, component, signature, isolation, isolation_note, created_ms)
+        "INSERT INTO versions
+         (model_id, number, digest, manifest, component, signature, isolation, isolation_note, created_ms)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(model_id)
@@ -278,10 +286,11 @@ async fn insert_version(
     Ok(())
 }
 
-/// Content that no version uses is removed at start, so that nobody has it any more.
+/// Unused content is removed at start, so no prefix has it any more.
 async fn forget_unused(pool: &SqlitePool) -> Result<(), Error> {
     sqlx::query(
-        "DELETE FROM possessions WHERE digest NOT IN (SELECT component FROM versions UNION SELECT digest FROM artifacts)",
+        "DELETE FROM possessions
+         WHERE digest NOT IN (SELECT component FROM versions UNION SELECT digest FROM artifacts)",
     )
     .execute(pool)
     .await
@@ -295,10 +304,11 @@ fn now_ms() -> i64 {
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// SQLite's own words are for the log.
 fn database(error: sqlx::Error) -> Error {
     let full = error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "13");
-    let code = if full { ErrorCode::ResourceExhausted } else { ErrorCode::Internal };
-    Error::new(code, format!("catalogue: {error}"))
+    let told = if full { disk_full() } else { Error::internal("the catalogue cannot be read or written") };
+    told.because(error)
 }
 
 #[cfg(test)]

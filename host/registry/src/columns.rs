@@ -1,4 +1,5 @@
-//! Equal lists of columns, kept once: the versions of a model usually have the same, and their signature has the manifest's.
+//! Equal lists of columns are kept once. The versions of a model usually have the same list, and so do a signature
+//! and its manifest.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -6,12 +7,12 @@ use std::sync::{Arc, Weak};
 
 use modelhost_core::tensor::{Column, ColumnKind};
 
-/// Lists by a hash of their names and categories. Of two lists that collide, the first is shared.
+/// Lists by a hash of their names and categories. If two lists have the same hash, the first one is shared.
 #[derive(Default)]
 pub(crate) struct SharedColumns(HashMap<u64, Weak<[Column]>>);
 
 impl SharedColumns {
-    /// Replaces `columns` by an equal list that is known, or makes it known.
+    /// Replaces `columns` by a known equal list. If there is none, it becomes known.
     pub(crate) fn share(&mut self, columns: &mut Arc<[Column]>) {
         if columns.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! `model.toml`: what an author says of a version.
+//! `model.toml`: the author's description of a version.
 
 mod bounds;
 
@@ -20,21 +20,21 @@ pub struct Manifest {
     /// One or two sentences for people.
     #[serde(default)]
     pub description: String,
-    /// Who to ask.
+    /// The person to ask.
     #[serde(default)]
     pub author: String,
-    /// A shipped runtime's name; either this or `component`.
+    /// The name of a shipped runtime. A manifest has either this or `component`.
     pub runtime: Option<String>,
     /// The package's own component, a file beside the manifest.
     pub component: Option<String>,
-    /// Files beside the manifest, in the order the runtime sees them.
+    /// Files beside the manifest, in the order that the runtime sees.
     #[serde(default)]
     pub artifacts: Vec<String>,
     isolation: Option<IsolationKey>,
-    /// Whether equal requests may be answered from the response cache.
+    /// Whether the response cache may answer equal requests.
     #[serde(default)]
     response_cache: bool,
-    /// Imports asked for beyond the harmless ones.
+    /// Imports beyond the harmless ones.
     #[serde(default)]
     pub capabilities: Vec<String>,
     #[serde(default)]
@@ -42,13 +42,13 @@ pub struct Manifest {
     batching: Option<BatchingKeys>,
     #[serde(default)]
     limits: LimitKeys,
-    /// For the runtime.
+    /// Parameters of the runtime.
     #[serde(default)]
     pub parameters: BTreeMap<String, String>,
     /// The columns of the input table.
     #[serde(default)]
     pub features: Vec<Feature>,
-    /// How the model came to be.
+    /// How the model was made.
     pub training: Option<Training>,
     #[serde(default)]
     examples: Vec<ExampleKeys>,
@@ -60,7 +60,7 @@ pub struct Manifest {
 pub struct Feature {
     /// Unique in its table.
     pub name: String,
-    /// Given: a categorical column with these values; a value travels as its index.
+    /// The values of a categorical column. A value is sent as its index.
     pub categories: Option<Vec<String>>,
     /// For people.
     pub description: Option<String>,
@@ -70,18 +70,18 @@ pub struct Feature {
     pub minimum: Option<f64>,
     /// Largest value seen in training.
     pub maximum: Option<f64>,
-    /// Whether a row may leave it out.
+    /// Whether a row may leave the column out.
     #[serde(default)]
     pub missing: bool,
 }
 
-/// How the model came to be: for people and for the record.
+/// How the model was made, for people and for the record.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
     /// Library and version, e.g. `xgboost 3.1.0`.
     pub library: String,
-    /// E.g. `gradient-boosted trees`.
+    /// For example `gradient-boosted trees`.
     pub algorithm: Option<String>,
     /// Where the data came from.
     pub data: Option<String>,
@@ -90,7 +90,7 @@ pub struct Training {
     /// Hyperparameters.
     #[serde(default)]
     pub parameters: BTreeMap<String, toml::Value>,
-    /// What was measured, e.g. `auc = 0.79`.
+    /// Measured metrics, e.g. `auc = 0.79`.
     #[serde(default)]
     pub metrics: BTreeMap<String, f64>,
 }
@@ -162,7 +162,7 @@ fn default_tolerance() -> f64 {
     1e-6
 }
 
-/// As in the Open Inference Protocol, `data` flat.
+/// A tensor as in the Open Inference Protocol, with flat `data`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TensorKeys {
@@ -173,7 +173,8 @@ struct TensorKeys {
 }
 
 impl Manifest {
-    /// Reads the `model.toml` of a new version. Errors: as [`Self::parse`]; invalid argument, naming what is more than a manifest may hold.
+    /// Reads the `model.toml` of a new version. Errors: as [`Self::parse`]; invalid argument, naming the bound that
+    /// is exceeded.
     pub fn parse_new(text: &str) -> Result<Self, Error> {
         bounds::check_text(text)?;
         let manifest = Self::parse(text)?;
@@ -181,7 +182,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Reads a stored `model.toml`. Errors: invalid argument with line, key and what was expected.
+    /// Reads a stored `model.toml`. Errors: invalid argument, with the line, the key and what was expected.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let manifest: Self =
             toml::from_str(text).map_err(|error| Error::invalid(format!("model.toml: {error}")))?;
@@ -195,9 +196,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// What to load, once the content of component and artifacts is known.
-    /// Its limits are what the manifest asks for, or the defaults, within the operator's `cap`.
-    /// Errors: invalid argument, on examples that cannot be.
+    /// The package of this manifest, with its component and artifacts. Its limits are the manifest's or the defaults,
+    /// within the operator's `cap`. Errors: invalid argument, on invalid examples.
     pub fn package(
         &self,
         component: Digest,
@@ -223,18 +223,19 @@ impl Manifest {
         })
     }
 
-    /// What it says for people.
+    /// The information for people.
     pub fn card(&self) -> Card {
         let training = self.training.as_ref().map(Training::rows).unwrap_or_default();
         Card { description: self.description.clone(), author: self.author.clone(), training }
     }
 
-    /// `<project>_<format>`, as the Open Inference Protocol wants it.
+    /// `<project>_<format>`, as the Open Inference Protocol requires.
     pub fn platform(&self) -> String {
         format!("modelhost_{}", self.runtime.as_deref().unwrap_or("component"))
     }
 
-    /// Whether the manifest asks for more than the operator allows. Errors: invalid argument, naming the limit.
+    /// Checks that the manifest asks for no more than the operator allows. Errors: invalid argument, naming the
+    /// limit.
     pub fn check_limits(&self, cap: &Limits) -> Result<(), Error> {
         self.limits_or(cap).check(cap)
     }

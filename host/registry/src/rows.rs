@@ -1,5 +1,5 @@
-//! How signatures and policies are written into the catalogue: JSON with its own types, so that the domain can change
-//! without changing what is stored.
+//! The JSON of signatures and policies in the catalogue. It has types of its own, so that the domain can change
+//! without changing stored rows.
 
 use modelhost_core::deployment::Bounds;
 use modelhost_core::error::Error;
@@ -122,12 +122,12 @@ pub(crate) struct PolicyRow {
     pinned: bool,
 }
 
-/// Buckets, out of 10,000, that one version serves.
+/// The number of hash buckets, out of 10,000, that one version serves.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ShareRow {
-    /// Who serves them.
+    /// The version.
     pub version: u32,
-    /// How many they are.
+    /// Its buckets.
     pub buckets: u16,
 }
 
@@ -188,15 +188,16 @@ impl BoundsRow {
     }
 }
 
-/// Reads a stored JSON text. Errors: internal, since the host wrote it.
+/// Reads stored JSON. Errors: internal, because the host wrote it.
 pub(crate) fn read<T: for<'de> Deserialize<'de>>(what: &str, text: &str) -> Result<T, Error> {
     serde_json::from_str(text)
-        .map_err(|error| Error::internal(format!("stored {what} cannot be read: {error}")))
+        .map_err(|error| Error::internal(format!("a stored {what} cannot be read")).because(error))
 }
 
-/// Writes JSON to store. Errors: internal.
+/// Writes JSON to be stored. Errors: internal.
 pub(crate) fn write<T: Serialize>(what: &str, row: &T) -> Result<String, Error> {
-    serde_json::to_string(row).map_err(|error| Error::internal(format!("{what} cannot be stored: {error}")))
+    serde_json::to_string(row)
+        .map_err(|error| Error::internal(format!("a {what} cannot be stored")).because(error))
 }
 
 #[cfg(test)]

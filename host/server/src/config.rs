@@ -110,9 +110,9 @@ pub struct LimitCaps {
     pub graph_mib: u64,
     /// Run time of a version's `load`.
     pub load_deadline_ms: u64,
-    /// Time to compile one component.
+    /// Processor time to compile one component, or to read a version's graphs for the first time.
     pub compile_deadline_ms: u64,
-    /// Memory to compile one component, besides what its snapshot takes.
+    /// Memory for that, besides what a snapshot or the files take.
     pub compile_mib: u64,
 }
 

@@ -1,13 +1,13 @@
-//! Who runs next in a deployment. Bounds what runs and waits; beyond them the answer is a fast refusal.
+//! Decides which request of a deployment runs next. Bounds running and waiting requests, and refuses others fast.
 //!
-//! Waiting requests stand in one line a version. A free instance goes to the model that was served least (start-time fair queueing
-//! over the time its predictions usually take; Goyal, Vin, Cheng 1997), there to whoever waits longest. A request that would wait past its
-//! deadline is refused on arrival. When the queue is full the newest request goes: the one that arrives, or, when another
-//! model has more waiting than its own, that model's newest.
+//! Waiting requests stand in one line per version. A free instance goes to the model that was served least:
+//! start-time fair queueing over the usual run time of its predictions (Goyal, Vin, Cheng 1997). Within the model it
+//! goes to the oldest request. A request that would wait past its deadline is refused on arrival. A full queue
+//! refuses the newest request of the model with the most waiting requests, or else the arriving one.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use modelhost_core::deployment::Bounds;
@@ -19,16 +19,15 @@ use modelhost_core::ports::Recorder;
 use modelhost_core::version::{Limits, Version};
 use tokio::sync::oneshot;
 
-#[cfg(test)]
-mod tests;
+use super::sync::{Mutex, MutexGuard};
 
-/// How many of the latest runs a usual run is averaged over.
+/// How many of the latest runs the usual run time is averaged over.
 const MEMORY_OF_RUNS: u64 = 16;
 
-/// Over how long utilisation is averaged.
+/// The time over which utilisation is averaged.
 const UTILISATION_WINDOW: Duration = Duration::from_secs(15);
 
-/// One version's place in its deployment: its own bounds, and how long it usually runs.
+/// One version in its deployment: its bounds, and its usual run time.
 pub(crate) struct Line {
     model: ModelName,
     concurrency: u32,
@@ -36,14 +35,14 @@ pub(crate) struct Line {
     recorder: Arc<dyn Recorder>,
     /// Changed only under the deployment's lock.
     running: AtomicU32,
-    /// Nanoseconds from start to end; 0 until it ran.
+    /// Nanoseconds from start to end. 0 before the first run.
     usual_run: AtomicU64,
-    /// Nanoseconds of processor time.
+    /// Nanoseconds of processor time. 0 before the first measured run.
     usual_cpu: AtomicU64,
 }
 
 impl Line {
-    /// The recorder holds the count of those that wait.
+    /// The recorder holds the number of waiting requests.
     pub(crate) fn new(version: &Version, recorder: Arc<dyn Recorder>) -> Arc<Self> {
         let Limits { concurrency, queue, .. } = version.package.limits;
         Arc::new(Self {
@@ -57,27 +56,27 @@ impl Line {
         })
     }
 
-    /// Predictions that run or are about to.
+    /// Predictions that run or are about to run.
     pub(crate) fn running(&self) -> u32 {
         self.running.load(Ordering::Relaxed)
     }
 
-    /// Predictions that wait.
+    /// Waiting predictions.
     pub(crate) fn waiting(&self) -> u32 {
         self.recorder.waiting().load(Ordering::Relaxed)
     }
 
-    /// How long it usually runs.
+    /// The usual run time.
     pub(crate) fn usual_run(&self) -> Duration {
         Duration::from_nanos(self.usual_run.load(Ordering::Relaxed))
     }
 
-    /// How much processor time it usually takes, however busy the processors are.
+    /// The usual processor time, which does not depend on how busy the machine is.
     pub(crate) fn usual_cpu(&self) -> Duration {
         Duration::from_nanos(self.usual_cpu.load(Ordering::Relaxed))
     }
 
-    /// Learns from a run, and from its processor time where that was measured.
+    /// Records a run, and its processor time if that was measured.
     pub(crate) fn ran(&self, took: Duration, cpu: Option<Duration>) {
         learn(&self.usual_run, took);
         if let Some(cpu) = cpu {
@@ -86,7 +85,7 @@ impl Line {
     }
 }
 
-/// Moves an average. Two at once may lose one of them.
+/// Updates an average. Of two concurrent updates one may be lost.
 fn learn(usual: &AtomicU64, came: Duration) {
     let (before, came) = (usual.load(Ordering::Relaxed), nanos(came));
     let after = if before == 0 { came } else { before - before / MEMORY_OF_RUNS + came / MEMORY_OF_RUNS };
@@ -104,9 +103,9 @@ struct State {
     closed: bool,
     running: u32,
     waiting: u32,
-    /// Models that have requests waiting.
+    /// Models with waiting requests.
     backlogs: HashMap<ModelName, Backlog>,
-    /// What the model that was served last had been served: newcomers start from here.
+    /// What the latest served model had been given. New models start from here.
     served: u64,
     next_ticket: u64,
     busy: Busy,
@@ -115,7 +114,7 @@ struct State {
 
 /// One model's waiting requests.
 struct Backlog {
-    /// Usual nanoseconds of the runs it was given, on the common clock.
+    /// Usual nanoseconds of the runs that it was given. All models use the same scale.
     served: u64,
     waiting: u32,
     lines: Vec<(Arc<Line>, VecDeque<Waiter>)>,
@@ -127,11 +126,11 @@ struct Waiter {
     grant: oneshot::Sender<Result<(), Error>>,
 }
 
-/// Leave to run; gives it back when dropped.
+/// Permission to run. Dropping it gives the instance back.
 pub(crate) struct Permit<'a> {
     admission: &'a Admission,
     line: &'a Line,
-    /// When it was given.
+    /// When it was granted.
     pub(crate) since: Instant,
     ended: Option<Instant>,
 }
@@ -141,7 +140,7 @@ impl<'a> Permit<'a> {
         Self { admission, line, since, ended: None }
     }
 
-    /// Gives it back at a time that was just read: the clock is not asked again.
+    /// Gives it back at this time, so that the clock is not read again.
     pub(crate) fn end(mut self, now: Instant) {
         self.ended = Some(now);
     }
@@ -153,12 +152,29 @@ impl Drop for Permit<'_> {
     }
 }
 
-/// A place in the queue; leaves it when dropped.
-struct Place<'a> {
+/// The result of asking.
+pub(crate) enum Asked<'a> {
+    /// An instance is free.
+    Leave(Permit<'a>),
+    /// The request has to wait for one.
+    Place(Place<'a>),
+}
+
+/// A place in the queue. Dropping it leaves the queue.
+pub(crate) struct Place<'a> {
     admission: &'a Admission,
     line: &'a Arc<Line>,
     ticket: u64,
     granted: oneshot::Receiver<Result<(), Error>>,
+}
+
+impl<'a> Place<'a> {
+    /// Waits for permission to run. Errors: resource exhausted, if it is shed; unavailable, if the deployment is torn
+    /// down.
+    pub(crate) async fn granted(&mut self) -> Result<Permit<'a>, Error> {
+        let granted = (&mut self.granted).await.unwrap_or_else(|_| Err(closed()));
+        granted.map(|()| Permit::new(self.admission, self.line, Instant::now()))
+    }
 }
 
 impl Drop for Place<'_> {
@@ -188,19 +204,19 @@ impl Admission {
         Self { state: Mutex::new(state) }
     }
 
-    /// From now on these bounds hold; what runs and waits stays.
+    /// Sets new bounds. Running and waiting requests stay.
     pub(crate) fn set_bounds(&self, bounds: &Bounds) {
         let mut state = self.lock();
         (state.instances, state.queue) = (bounds.instances, bounds.queue);
         state.dispatch(Instant::now());
     }
 
-    /// Counts one that was refused before it came here.
+    /// Counts a request that was refused before it came here.
     pub(crate) fn refused(&self) {
         self.lock().totals.refused += 1;
     }
 
-    /// Refuses everybody who waits or comes.
+    /// Refuses all waiting and later requests.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -215,36 +231,43 @@ impl Admission {
         state.waiting = 0;
     }
 
-    /// Waits for leave to run, from `now` on. Errors: resource exhausted when the queue is full, or the wait would outlast the
-    /// deadline; deadline exceeded when it did; unavailable when the deployment was torn down.
+    /// Waits for permission to run, from `now` on. Errors: resource exhausted, if the queue is full or the wait would
+    /// outlast the deadline; deadline exceeded, if the wait did outlast it; unavailable, if the deployment is torn
+    /// down.
     pub(crate) async fn enter<'a>(
         &'a self,
         line: &'a Arc<Line>,
         now: Instant,
         deadline: Deadline,
     ) -> Result<Permit<'a>, Error> {
-        let mut place = {
-            let mut state = self.lock();
-            if state.closed {
-                return Err(closed());
-            }
-            if state.waiting == 0 && state.fits(line) {
-                state.start(line, now, now);
-                return Ok(Permit::new(self, line, now));
-            }
-            let (ticket, granted) = state.queue_up(line, now, deadline)?;
-            state.dispatch(now);
-            Place { admission: self, line, ticket, granted }
+        let mut place = match self.ask(line, now, deadline)? {
+            Asked::Leave(permit) => return Ok(permit),
+            Asked::Place(place) => place,
         };
-        match tokio::time::timeout_at(deadline.instant().into(), &mut place.granted).await {
-            Ok(Ok(Ok(()))) => Ok(Permit::new(self, line, Instant::now())),
-            Ok(Ok(Err(refusal))) => Err(refusal),
-            Ok(Err(_)) => Err(closed()),
-            Err(_) => Err(Error::new(
-                ErrorCode::DeadlineExceeded,
-                "the request's deadline passed while it waited for a free instance",
-            )),
+        tokio::time::timeout_at(deadline.instant().into(), place.granted()).await.unwrap_or_else(|_| {
+            let text = "the request's deadline passed while it waited for a free instance";
+            Err(Error::new(ErrorCode::DeadlineExceeded, text))
+        })
+    }
+
+    /// Asks for permission to run. Errors: as [`Self::enter`].
+    pub(crate) fn ask<'a>(
+        &'a self,
+        line: &'a Arc<Line>,
+        now: Instant,
+        deadline: Deadline,
+    ) -> Result<Asked<'a>, Error> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(closed());
         }
+        if state.waiting == 0 && state.fits(line) {
+            state.start(line, now, now);
+            return Ok(Asked::Leave(Permit::new(self, line, now)));
+        }
+        let (ticket, granted) = state.queue_up(line, now, deadline)?;
+        state.dispatch(now);
+        Ok(Asked::Place(Place { admission: self, line, ticket, granted }))
     }
 
     fn leave(&self, line: &Line, now: Instant) {
@@ -253,13 +276,13 @@ impl Admission {
         state.dispatch(now);
     }
 
-    /// Predictions that run, and that wait.
+    /// Numbers of running and of waiting predictions.
     pub(crate) fn counts(&self) -> (u32, u32) {
         let state = self.lock();
         (state.running, state.waiting)
     }
 
-    /// Share of the instances that were busy lately, 0 to 1.
+    /// The share of instances that were busy recently, from 0 to 1.
     pub(crate) fn utilisation(&self) -> f64 {
         let mut state = self.lock();
         let (running, instances) = (state.running, state.instances);
@@ -268,7 +291,7 @@ impl Admission {
         state.busy.average
     }
 
-    /// Totals of what was let in and refused; loads are counted elsewhere.
+    /// Totals of admitted and refused requests. Loads are counted elsewhere.
     pub(crate) fn totals(&self) -> DeploymentTotals {
         self.lock().totals
     }
@@ -340,7 +363,8 @@ impl State {
         Ok((ticket, granted))
     }
 
-    /// How long one more request would wait: every model is served as much as this one, or until it has nothing left.
+    /// Estimates how long one more request would wait. Until then, each other model is served as much as this one, or
+    /// until it has no requests left.
     fn wait(&self, line: &Line) -> Duration {
         let instances = u64::from(self.instances.max(1));
         let usual = nanos(line.usual_run());
@@ -351,7 +375,8 @@ impl State {
         Duration::from_nanos(((own + others) / instances).max(in_line))
     }
 
-    /// Makes room for a request of `model`: refuses the newest of the model that has most waiting, if those are more than its own.
+    /// Makes room for a request of `model`. Refuses the newest request of the model with the most waiting requests,
+    /// if these are more than its own.
     fn shed(&mut self, model: &ModelName) -> bool {
         let own = self.backlogs.get(model).map_or(0, |backlog| backlog.waiting);
         let longest = self.backlogs.iter().max_by_key(|(_, backlog)| backlog.waiting);
@@ -374,20 +399,20 @@ impl State {
         true
     }
 
-    /// Takes a request out of its line. False: it is not there any more.
+    /// Takes a request out of its line. Returns false if it is not there any more.
     fn remove(&mut self, line: &Arc<Line>, ticket: u64) -> bool {
         let Some(backlog) = self.backlogs.get_mut(&line.model) else { return false };
         let Some((_, waiters)) = backlog.lines.iter_mut().find(|(known, _)| Arc::ptr_eq(known, line)) else {
             return false;
         };
-        // Tickets grow along the line.
+        // Tickets increase along the line.
         let Ok(at) = waiters.binary_search_by_key(&ticket, |waiter| waiter.ticket) else { return false };
         waiters.remove(at);
         self.waited(line);
         true
     }
 
-    /// Counts one that left its line.
+    /// Counts a request that left its line.
     fn waited(&mut self, line: &Line) {
         self.waiting -= 1;
         line.recorder.waiting().fetch_sub(1, Ordering::Relaxed);
@@ -400,7 +425,7 @@ impl State {
         }
     }
 
-    /// Gives free instances to those who wait.
+    /// Grants free instances to waiting requests.
     fn dispatch(&mut self, now: Instant) {
         while self.waiting > 0 && self.running < self.instances {
             let ready = self.backlogs.iter().filter(|(_, backlog)| backlog.next().is_some());
@@ -423,13 +448,13 @@ impl State {
 }
 
 impl Backlog {
-    /// Usual nanoseconds of all that waits.
+    /// Usual nanoseconds of all waiting requests.
     fn work(&self) -> u64 {
         let lines = self.lines.iter();
         lines.map(|(line, waiters)| nanos(line.usual_run()) * waiters.len() as u64).sum()
     }
 
-    /// The line whose first request waits longest, of those that may run one more.
+    /// The line with the oldest first request, among those that may run one more.
     fn next(&self) -> Option<usize> {
         let lines = self.lines.iter().enumerate();
         let free = lines.filter(|(_, (line, _))| line.running() < line.concurrency);
@@ -438,13 +463,13 @@ impl Backlog {
     }
 }
 
-/// How busy the instances were.
+/// Measures how busy the instances are.
 struct Busy {
-    /// Nanoseconds of running, all instances together.
+    /// Nanoseconds of running, of all instances together.
     nanos: u64,
-    /// Up to when they are counted.
+    /// The time up to which they are counted.
     counted: Instant,
-    /// The latest average's end, and what was counted by then.
+    /// The end of the latest average, and the count at that time.
     sampled: (Instant, u64),
     average: f64,
 }
@@ -454,13 +479,13 @@ impl Busy {
         Self { nanos: 0, counted: now, sampled: (now, 0), average: 0.0 }
     }
 
-    /// Counts what ran until now.
+    /// Counts the running time up to `now`.
     fn count(&mut self, running: u32, now: Instant) {
         self.nanos += nanos(now.saturating_duration_since(self.counted)) * u64::from(running);
         self.counted = self.counted.max(now); // clocks were read before the lock was held
     }
 
-    /// Moves the average; older times weigh exponentially less.
+    /// Updates the average. The weight of older times decreases exponentially.
     #[expect(clippy::cast_precision_loss, reason = "a share for people and autoscalers")]
     fn sample(&mut self, instances: u32) {
         let (since, before) = self.sampled;

@@ -1,8 +1,9 @@
-//! Joins requests to a version without graphs that asks for it: those that come within its delay are answered by one instance.
+//! Joins requests to a version without graphs, if its manifest asks for it. Requests that arrive within the delay are
+//! answered by one instance.
 //!
-//! What is joined agrees in parameters, outputs asked for, and everything but rows; the rule is `core::batch`'s. Where a joined request
-//! fails, each member is asked alone, so that the one at fault fails alone. A request waits its delay also when nobody else comes: nobody
-//! knows that beforehand.
+//! Joined requests agree in parameters, requested outputs, and everything but their rows (see `core::batch`). If a
+//! joint run fails, each member is run alone, so that only the bad request fails. A request waits for the whole delay
+//! even if no other one comes, because that is not known beforehand.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,27 +20,29 @@ use crate::pause::pause;
 use crate::residence::Ready;
 use crate::threads::Threads;
 
-/// The requests of one version that wait for others.
+/// The waiting requests of one version.
 pub(crate) struct Batcher {
     most: u64,
     waiting: Mutex<Waiting>,
-    /// A batch is due earlier than it was.
+    /// Notified when a batch is due earlier than before.
     earlier: Notify,
-    /// Of what ran.
+    /// Rows per run.
     pub(crate) rows: Counts,
 }
 
 struct Waiting {
     gather: Gather<Asked>,
-    /// A task takes out what is due.
+    /// Whether a task takes out due batches.
     is_driven: bool,
 }
 
-/// A request and whoever asks it.
+/// A request and its caller.
 struct Asked {
     request: Arc<InferRequest>,
     model: Ready,
     threads: Arc<Threads>,
+    /// Its share of the processor time of failed runs.
+    spent: Duration,
     reply: oneshot::Sender<Outcome>,
 }
 
@@ -67,8 +70,8 @@ impl Batcher {
         })
     }
 
-    /// Answers the request, with others if they come in time, and says what part of the processor time was its own. What was joined runs
-    /// to its end, whoever leaves; a member waits no longer than its own deadline.
+    /// Answers the request, together with others that come in time. Also returns its share of the processor time. A
+    /// joint run goes on to its end even if callers leave. A member waits no longer than its own deadline.
     pub(crate) async fn infer(
         self: Arc<Self>,
         model: Ready,
@@ -83,7 +86,7 @@ impl Batcher {
         }
         let (reply, answer) = oneshot::channel();
         let (arrived, until) = (Instant::now(), deadline.instant());
-        let asked = Asked { request, model, threads, reply };
+        let asked = Asked { request, model, threads, spent: Duration::ZERO, reply };
         self.push(Member { request: asked, arrived, deadline: until });
         match tokio::time::timeout_at(until.into(), answer).await {
             Ok(Ok(outcome)) => outcome,
@@ -116,7 +119,7 @@ impl Batcher {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sees to it that what is due is taken out.
+    /// Makes sure that a task takes out due batches.
     fn drive(self: &Arc<Self>, waiting: &mut Waiting, threads: Arc<Threads>) {
         if !waiting.is_driven {
             waiting.is_driven = true;
@@ -128,7 +131,7 @@ impl Batcher {
         }
     }
 
-    /// What is due, or when something will be. Nobody waits: `None`, and nobody drives.
+    /// The next due batch, or when one will be due. If no request waits, returns `None` and the task ends.
     fn next(&self) -> Option<Result<Batch<Asked>, Instant>> {
         let mut waiting = self.waiting();
         let next = waiting.gather.take(Instant::now()).map(Ok).or_else(|| waiting.gather.due().map(Err));
@@ -136,7 +139,7 @@ impl Batcher {
         next
     }
 
-    /// Takes out what is due, while anybody waits.
+    /// Takes out due batches as long as requests wait.
     async fn take_out(self: Arc<Self>) {
         while let Some(next) = self.next() {
             match next {
@@ -157,7 +160,7 @@ impl Batcher {
     async fn answer(self: Arc<Self>, mut batch: Batch<Asked>, threads: Arc<Threads>) {
         drop(batch.part(|member| member.request.reply.is_closed()));
         let (Some(first), Some(until)) = (batch.members().first(), batch.deadline()) else { return };
-        let (model, members, rows) = (Arc::clone(&first.request.model), batch.members().len(), batch.rows());
+        let (model, rows) = (Arc::clone(&first.request.model), batch.rows());
         let outcome = match joined(&batch, &first.request.request) {
             Ok(request) => {
                 Metered::new(model.infer(request, Deadline::after(Instant::now(), left(until))), true).await
@@ -165,15 +168,21 @@ impl Batcher {
             Err(error) => (Err(error), None),
         };
         let (outputs, used) = outcome;
-        let share = used.and_then(|used| used.checked_div(u32::try_from(members).unwrap_or(u32::MAX)));
+        // The callers that are still here share all of the time.
+        let here = batch.members().iter().filter(|member| !member.request.reply.is_closed()).count();
+        let share = used.map(|used| used / u32::try_from(here.max(1)).unwrap_or(u32::MAX));
         match batch.settle(outputs) {
             Settled::Answered(answers) => {
                 self.rows.add(rows);
                 for (asked, outputs) in answers {
-                    drop(asked.reply.send((outputs, share))); // a caller who left needs no answer
+                    let used = share.map(|share| share + asked.spent);
+                    drop(asked.reply.send((outputs, used))); // a caller who left needs no answer
                 }
             }
-            Settled::Failed(members, _) => {
+            Settled::Failed(mut members, _) => {
+                for member in &mut members {
+                    member.request.spent += share.unwrap_or_default();
+                }
                 let mut waiting = self.waiting();
                 waiting.gather.again(members);
                 self.earlier.notify_one();
@@ -207,8 +216,9 @@ mod tests {
 
     use super::*;
     use crate::fakes::echo;
+    use crate::meter::thread_time;
 
-    /// Doubles; 13 is poison. Remembers what it was asked.
+    /// Doubles its input and records it. Fails on 13. A joint run takes processor time before it fails.
     struct Doubler {
         report: LoadReport,
         asked: Mutex<Vec<Vec<u8>>>,
@@ -228,10 +238,12 @@ mod tests {
             self.asked.lock().unwrap().push(input.data().to_vec());
             let doubled: Vec<u8> = input.data().iter().map(|value| value * 2).collect();
             let output = Tensor::new("y".into(), DType::Uint8, input.shape().to_vec(), doubled.into());
-            let poisoned = input.data().contains(&13);
-            Box::pin(
-                async move { if poisoned { Err(Error::invalid("13 is poison")) } else { Ok(vec![output?]) } },
-            )
+            let (poisoned, joined) = (input.data().contains(&13), input.data().len() > 1);
+            Box::pin(async move {
+                let start = thread_time();
+                while poisoned && joined && thread_time() - start < FAILS_IN {}
+                if poisoned { Err(Error::invalid("13 is poison")) } else { Ok(vec![output?]) }
+            })
         }
 
         fn footprint(&self) -> Footprint {
@@ -243,6 +255,9 @@ mod tests {
         fn rest(&self) {}
     }
 
+    /// Processor time until a joint run fails.
+    const FAILS_IN: Duration = Duration::from_millis(6);
+
     fn doubler() -> Arc<Doubler> {
         let report = LoadReport {
             signature: Signature::default(),
@@ -252,7 +267,10 @@ mod tests {
         Arc::new(Doubler { report, asked: Mutex::default() })
     }
 
-    async fn ask(model: &Arc<Doubler>, max_batch: u32, requests: &[&[u8]]) -> Vec<Result<Vec<u8>, Error>> {
+    /// The answer to a request, and its processor time.
+    type Came = (Result<Vec<u8>, Error>, Option<Duration>);
+
+    async fn ask(model: &Arc<Doubler>, max_batch: u32, requests: &[&[u8]]) -> Vec<Came> {
         let batcher = Batcher::new(Batching { max_batch, max_delay: Duration::from_secs(1) });
         let threads = Arc::new(Threads::new(&DeploymentName::default(), Some(1)));
         let answers = requests.iter().map(|values| {
@@ -265,14 +283,15 @@ mod tests {
             )
         });
         let answers = futures_util::future::join_all(answers).await;
-        answers.into_iter().map(|(answer, _)| answer.map(|outputs| outputs[0].data().to_vec())).collect()
+        let data = |outputs: Vec<Tensor>| outputs[0].data().to_vec();
+        answers.into_iter().map(|(answer, used)| (answer.map(data), used)).collect()
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn those_who_come_in_time_are_answered_together() {
         let model = doubler();
         let answers = ask(&model, 4, &[&[1], &[2, 3], &[4, 5], &[6], &[7, 8, 9, 10, 11], &[20, 21]]).await;
-        let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+        let answers: Vec<_> = answers.into_iter().map(|(answer, _)| answer.unwrap()).collect();
         assert_eq!(
             answers,
             [vec![2], vec![4, 6], vec![8, 10], vec![12], vec![14, 16, 18, 20, 22], vec![40, 42]]
@@ -285,9 +304,11 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_poisoned_member_fails_alone() {
         let answers = ask(&doubler(), 3, &[&[1], &[13], &[3]]).await;
-        assert_eq!(answers[0].as_ref().unwrap(), &[2]);
-        assert_eq!(answers[1].as_ref().unwrap_err().message, "13 is poison");
-        assert_eq!(answers[2].as_ref().unwrap(), &[6]);
+        assert_eq!(answers[0].0.as_ref().unwrap(), &[2]);
+        assert_eq!(answers[1].0.as_ref().unwrap_err().message, "13 is poison");
+        assert_eq!(answers[2].0.as_ref().unwrap(), &[6]);
+        let used: Duration = answers.iter().filter_map(|(_, used)| *used).sum();
+        assert!(used >= FAILS_IN, "what failed together took its time too: {used:?}");
     }
 
     fn input(values: &[u8]) -> Arc<InferRequest> {
@@ -295,7 +316,7 @@ mod tests {
         Arc::new(InferRequest { inputs: vec![input.unwrap()], ..InferRequest::default() })
     }
 
-    /// A member with little time and one with much are answered together by a model that never ends.
+    /// A model that never ends answers two members together. One has a short deadline, the other a long one.
     #[tokio::test]
     async fn a_member_waits_no_longer_than_its_own_deadline_and_the_run_goes_on() {
         let batcher = Batcher::new(Batching { max_batch: 2, max_delay: Duration::from_secs(1) });

@@ -1,8 +1,8 @@
-//! Answers to equal requests, for versions whose manifest asks for it. Such a version runs in fresh instances, so that the same request always gets
-//! the same bytes: an answer stays right until it is evicted.
+//! Caches answers to equal requests, for versions whose manifest asks for it. Such a version runs in fresh instances,
+//! so equal requests get equal bytes, and an answer stays right until it is evicted.
 //!
-//! The key is a digest of the model's name, the version's digest and the canonical request, so that no model answers for another, however
-//! equal they are; the cache is weighed in bytes; concurrent equal requests run once.
+//! The key is a digest of the model's name, the version's digest and the canonical request. So models never share
+//! answers. The cache is bounded in bytes. Concurrent equal requests run once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use modelhost_core::version::Version;
 use moka::future::Cache;
 use sha2::{Digest, Sha256};
 
-/// Bytes that an entry takes besides its tensors.
+/// Bytes of an entry besides its tensors.
 const OVERHEAD: usize = 256;
 
 pub(crate) struct ResponseCache {
@@ -30,14 +30,14 @@ pub(crate) struct Entry {
 /// What the cache did for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cached {
-    /// The answer was there, made this long ago, or was being made for somebody else.
+    /// The answer was in the cache since this time, or was just being made for another request.
     Hit(Duration),
-    /// The answer was made for this request, and kept.
+    /// The answer was made for this request and is cached.
     Miss,
 }
 
 impl ResponseCache {
-    /// Keeps at most so many bytes.
+    /// A cache of at most `bytes`.
     pub(crate) fn new(bytes: u64) -> Self {
         let weigh = |_: &[u8; 32], entry: &Entry| {
             let bytes: usize =
@@ -47,9 +47,9 @@ impl ResponseCache {
         Self { entries: Cache::builder().max_capacity(bytes).weigher(weigh).build() }
     }
 
-    /// The answer that is there, or the one that `make` makes; whoever asks the same meanwhile waits for it until `until`. Should its maker
-    /// leave, the next of them makes it.
-    /// Errors: as `make`'s; deadline exceeded while waiting.
+    /// Returns the cached answer, or makes it with `make`. Concurrent callers of the same key wait for that until
+    /// `until`. If the maker leaves, another one of them makes the answer. Errors: those of `make`; deadline
+    /// exceeded.
     pub(crate) async fn answer(
         &self,
         key: [u8; 32],
@@ -69,8 +69,8 @@ impl ResponseCache {
     }
 }
 
-/// A conforming request has its inputs in the signature's order; its parameters are put in the order of their names, its id is left out.
-/// Every part is preceded by its length, so that no two requests read the same.
+/// The inputs of a conforming request have the signature's order. The parameters are sorted by name, and the id is
+/// left out. Each part is preceded by its length, so that different requests have different keys.
 pub(crate) fn key(version: &Version, request: &InferRequest) -> [u8; 32] {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {

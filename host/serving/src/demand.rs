@@ -1,19 +1,21 @@
-//! How much a version is asked for: every request counts 1, and half of it after a minute. One number holds frequency and recency.
+//! The recent demand for a version. Each request counts 1, and half of that after a minute. So one number holds
+//! frequency and recency.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// One origin for every version, so that their times compare.
+/// The common origin of all versions' times.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// After so many seconds a request counts half.
+/// Seconds after which a request counts half.
 const HALF_LIFE: f32 = 60.0;
 
-/// Parts of a second that time is counted in.
+/// Ticks per second.
 const TICKS: u32 = 16;
 
-/// A count (`f32`) and when it was that (ticks), in one word. Two updates at once may lose one of them: it ranks, it does not bill.
+/// A count (`f32`) and its time (ticks) in one word. Of two concurrent updates one may be lost. That is good enough
+/// for ranking.
 #[derive(Default)]
 pub(crate) struct Demand(AtomicU64);
 
@@ -24,7 +26,7 @@ impl Demand {
         self.store(self.at(now) + 1.0, now);
     }
 
-    /// As if so many had come just now.
+    /// Sets the count as of now.
     #[cfg(test)]
     #[expect(clippy::cast_precision_loss, reason = "it ranks")]
     pub(crate) fn set(&self, count: u32, now: Instant) {
@@ -35,12 +37,12 @@ impl Demand {
         self.0.store(u64::from(count.to_bits()) << 32 | u64::from(now), Ordering::Relaxed);
     }
 
-    /// Requests lately.
+    /// The recent number of requests.
     pub(crate) fn lately(&self, now: Instant) -> f32 {
         self.at(ticks(now))
     }
 
-    /// How long ago the last one came.
+    /// The time since the last request.
     #[expect(clippy::cast_possible_truncation, reason = "the lower half of a word")]
     pub(crate) fn idle(&self) -> Duration {
         let then = self.0.load(Ordering::Relaxed) as u32;

@@ -1,4 +1,4 @@
-//! What stands for the engine and for telemetry in tests: a runtime whose loads end when the test says so, models that echo, recorders
+//! Test doubles of the engine and of telemetry: a runtime whose loads end on command, models that echo, and recorders
 //! that count.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -21,7 +21,7 @@ use crate::pool::{Places, Pool};
 use crate::residence::Ready;
 use crate::slot::Slot;
 
-/// Answers with its inputs, once `leave` has a permit for it.
+/// Echoes its inputs once `leave` has a permit.
 pub(crate) struct Echo {
     report: LoadReport,
     pub(crate) bytes: AtomicU64,
@@ -66,13 +66,13 @@ fn report() -> LoadReport {
     LoadReport { signature: Signature::default(), isolation: Isolation::Instance, isolation_note: None }
 }
 
-/// A load begins when it is asked for and ends when `end` has a permit for it.
+/// A load ends once `end` has a permit.
 pub(crate) struct Runtime {
     pub(crate) begun: Semaphore,
     pub(crate) end: Semaphore,
-    /// How the next loads end; then with a model of one byte.
+    /// The results of the next loads, the last one first. After them, loads give a model of one byte.
     pub(crate) results: Mutex<Vec<Result<Arc<Echo>, Error>>>,
-    /// The next load panics.
+    /// Makes the next load panic.
     pub(crate) panics: AtomicBool,
 }
 
@@ -86,7 +86,7 @@ impl Runtime {
         })
     }
 
-    /// Loads end at once.
+    /// A runtime whose loads end at once.
     pub(crate) fn quick() -> Arc<Self> {
         let runtime = Self::new();
         runtime.end.add_permits(1000);
@@ -109,7 +109,7 @@ impl ModelRuntime for Runtime {
         Box::pin(async move {
             assert!(!self.panics.swap(false, Ordering::Relaxed), "as the test told it");
             self.begun.add_permits(1);
-            // As reading a blob does.
+            // Reading a blob does the same.
             tokio::task::spawn_blocking(|| {}).await.map_err(|_| Error::internal("no thread"))?;
             self.end.acquire().await.map_err(|_| Error::internal("closed"))?.forget();
             let result = self.results.lock().unwrap().pop().unwrap_or_else(|| Ok(echo(1)));
@@ -118,7 +118,7 @@ impl ModelRuntime for Runtime {
     }
 }
 
-/// Counts those who wait, and what predictions came to.
+/// Counts waiting requests and the outcomes of comparisons.
 pub(crate) struct Counts {
     waiting: AtomicU32,
     pub(crate) dropped: AtomicU32,
@@ -188,7 +188,7 @@ pub(crate) fn slot(model: &str, pool: &Arc<Pool>, runtime: &Arc<Runtime>) -> Arc
     slot_with(model, pool, runtime, &Arc::default())
 }
 
-/// The same with a recorder that the test looks at.
+/// As [`slot`], with this recorder.
 pub(crate) fn slot_with(
     model: &str,
     pool: &Arc<Pool>,
@@ -200,7 +200,7 @@ pub(crate) fn slot_with(
     Arc::new(Slot::new(version(model, 1, 4), Arc::clone(pool), runtime, recorder, false))
 }
 
-/// Far beyond what any test takes.
+/// Longer than any test takes.
 pub(crate) fn later() -> Deadline {
     Deadline::after(Instant::now(), Duration::from_secs(60))
 }

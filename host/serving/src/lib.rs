@@ -1,9 +1,13 @@
-//! The use case: find the model, decide who answers, admit the request, run it, show challengers a copy, observe.
+//! The use case: finds the model, decides which version answers, admits the request, runs it, shows challengers a
+//! copy, and records it.
 //!
-//! Readers share one immutable table of routes; a change replaces the table, never a part of it. A request that has
-//! resolved its version keeps it to the end, whatever is published meanwhile.
+//! Readers share one immutable table of routes. A change replaces the whole table. A request keeps the version that
+//! it resolved to its end, whatever is published meanwhile.
 
 mod admission;
+#[cfg(test)]
+#[path = "admission/tests.rs"]
+mod admission_tests;
 mod batch;
 mod cache;
 mod demand;
@@ -27,7 +31,7 @@ mod resolve;
 mod slot;
 mod threads;
 
-/// Locks that tests of races replace.
+/// Locks that the race tests replace.
 mod sync {
     pub(crate) use std::sync::{Mutex, MutexGuard};
 }

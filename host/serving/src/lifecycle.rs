@@ -1,4 +1,4 @@
-//! The table of routes, the deployments, and which versions are in memory.
+//! The table of routes, the deployments, and the versions in memory.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,22 +26,23 @@ mod tests;
 /// How often idle instances are looked for.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 
-/// Serving's settings.
+/// The settings of serving.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
     /// Versions in memory at once, over all deployments.
     pub loaded_versions: u32,
-    /// Longest that a plugin's `load` may take. Loading stands still when nothing came of it for a multiple of this.
+    /// Longest time of a plugin's `load`. If no load ends for a multiple of this, loading is considered stalled.
     pub load_deadline: Duration,
-    /// A warm instance that waited this long for a request is ended.
+    /// A warm instance that idles for so long is ended.
     pub idle_instance: Duration,
-    /// Bytes of answers that are kept for equal requests.
+    /// Bytes of cached answers.
     pub response_cache_bytes: u64,
-    /// Bytes of requests and answers that are held at once; one deployment may hold half of them.
+    /// Bytes of requests and answers that are held at once. One deployment may hold half of them.
     pub body_bytes: u64,
-    /// Copies for challengers that wait or run; one more is dropped and counted. One model may have half of them.
+    /// Waiting and running copies for challengers. Further copies are dropped and counted. One model may have half of
+    /// them.
     pub mirror_queue: usize,
-    /// Bytes of those copies' tensors. One model may have half of them.
+    /// Bytes of the tensors of these copies. One model may have half of them.
     pub mirror_bytes: u32,
     /// Copies of one model that run at once.
     pub mirror_concurrency: usize,
@@ -71,14 +72,14 @@ pub struct Serving {
     observer: Arc<dyn Observer>,
     pub(crate) places: Arc<Places>,
     load_deadline: Duration,
-    /// Held while another table is made, and while all slots of a model change together.
+    /// Held while a new table is made, and while all slots of a model change together.
     pools: Mutex<BTreeMap<DeploymentName, Arc<Pool>>>,
 }
 
 /// By `prefix/name`.
 pub(crate) type Table = HashMap<ModelName, Arc<Route>>;
 
-/// One model's slots. Made anew when its model changes; the slots live on.
+/// The slots of one model. A change of the model makes a new route, which keeps the slots.
 pub(crate) struct Route {
     pub(crate) model: Arc<Model>,
     pub(crate) seed: u64,
@@ -96,7 +97,7 @@ impl Route {
 }
 
 impl Serving {
-    /// Serves nothing until a snapshot is published. Needs a tokio runtime, for the challengers' tasks.
+    /// Serves nothing until a snapshot is published. Needs a tokio runtime.
     pub fn new(config: Config, runtime: Arc<dyn ModelRuntime>, observer: Arc<dyn Observer>) -> Arc<Self> {
         let serving = Arc::new(Self {
             table: ArcSwap::default(),
@@ -121,8 +122,8 @@ impl Serving {
         serving
     }
 
-    /// Loads what policies pin, one after another, so that first callers find it ready. What fails is logged, and tried
-    /// again by its first caller.
+    /// Loads the pinned versions one after another, so that they are ready for their first callers. A failure is
+    /// logged, and the first caller tries again.
     pub async fn preload(&self) {
         let routes: Vec<_> = self.table.load().values().cloned().collect();
         for slot in routes.iter().flat_map(|route| route.slots()).filter(|slot| slot.residence.is_pinned()) {
@@ -130,12 +131,12 @@ impl Serving {
         }
     }
 
-    /// Why loading stands still at `now`, if it does: then this host answers nobody who asks for a cold version.
+    /// Why loading is stalled at `now`, if it is. Then the host answers no request for a cold version.
     pub fn stalled(&self, now: Instant) -> Option<String> {
         self.places.loads.stalled(now, self.load_deadline)
     }
 
-    /// What the version's graphs do, while it is in memory.
+    /// What the version's graphs did since it was loaded.
     pub fn graphs(&self, version: &Version) -> Vec<GraphStatus> {
         self.slot_of(version).map(|slot| slot.graphs()).unwrap_or_default()
     }
@@ -151,7 +152,7 @@ impl Serving {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Routes to these models; what did not change keeps its slots.
+    /// Makes routes to these models. Unchanged models keep their slots.
     fn route_to<'a>(
         &self,
         models: impl Iterator<Item = &'a Arc<Model>>,

@@ -1,13 +1,14 @@
-//! The loads of this host that wait or are under way, so that it is seen when they stand still.
+//! The waiting and running loads of this host. Detects when loading stalls.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Loads stand still when one is this many load deadlines old and none ended meanwhile: a load also reads, compiles and waits for its turn.
+/// Loading is stalled if a load is this many load deadlines old and no load ended meanwhile. A load also reads,
+/// compiles and waits for its turn.
 const STILL: u32 = 4;
 
-/// A single load stands still after this many load deadlines, whatever others do.
+/// A single load is stalled after this many load deadlines, whatever other loads do.
 const ENDLESS: u32 = 16;
 
 #[derive(Default)]
@@ -16,7 +17,7 @@ pub(crate) struct Loads(Mutex<State>);
 #[derive(Default)]
 struct State {
     next: u64,
-    /// Since when, and what. Numbers grow with time.
+    /// When each load began, and what is loaded. Numbers increase with time.
     open: BTreeMap<u64, (Instant, String)>,
     last_end: Option<Instant>,
 }
@@ -34,7 +35,7 @@ impl Drop for Load {
 }
 
 impl Loads {
-    /// One more load waits or begins.
+    /// Records a new load.
     pub(crate) fn begin(self: &Arc<Self>, what: String, now: Instant) -> Load {
         Load { loads: Arc::clone(self), number: self.open(what, now) }
     }
@@ -53,7 +54,7 @@ impl Loads {
         state.last_end = Some(now);
     }
 
-    /// Why loading stands still, if it does.
+    /// Why loading is stalled, if it is.
     pub(crate) fn stalled(&self, now: Instant, load_deadline: Duration) -> Option<String> {
         let state = self.lock();
         let (_, (since, what)) = state.open.first_key_value()?;
@@ -63,7 +64,8 @@ impl Loads {
         still.then(|| {
             let (age, open, quiet) = (age.as_secs(), state.open.len(), quiet.as_secs());
             format!(
-                "loading stands still: {what} was to be loaded {age} s ago, {open} loads wait or run, and none ended for {quiet} s"
+                "loading stands still: {what} was to be loaded {age} s ago, {open} loads wait or run, \
+                 and none ended for {quiet} s"
             )
         })
     }
@@ -100,7 +102,8 @@ mod tests {
         let first = loads.open("model a version 1".into(), start);
         loads.open("b".into(), at(30));
         assert_eq!(loads.stalled(at(40), DEADLINE), None);
-        let why = "loading stands still: model a version 1 was to be loaded 41 s ago, 2 loads wait or run, and none ended for 41 s";
+        let why = "loading stands still: model a version 1 was to be loaded 41 s ago, 2 loads wait or run, \
+             and none ended for 41 s";
         assert_eq!(loads.stalled(at(41), DEADLINE).as_deref(), Some(why));
         loads.end(first, at(42));
         assert_eq!(loads.stalled(at(43), DEADLINE), None, "it moves again");

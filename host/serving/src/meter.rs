@@ -1,4 +1,4 @@
-//! Processor time of predictions, on whatever threads they run: measured for some, which stand for the others.
+//! Measures the processor time of predictions on all threads. Some predictions are measured and stand for the others.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +12,10 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::threads::Job;
 
-/// The processor time of every so many short predictions is measured, besides the first one's: asking for it are two system calls.
+/// One in so many short predictions is measured, and the first one. Measuring takes two system calls.
 const METER_EVERY: u64 = 16;
 
-/// Outputs, and the processor time they took, where it is known.
+/// The outputs, and the processor time if it was measured.
 pub(crate) type Outcome = (Result<Vec<Tensor>, Error>, Option<Duration>);
 
 /// Decides which predictions of a version are measured.
@@ -25,7 +25,7 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// For how many predictions the processor time of the next one stands; for none, it is not measured.
+    /// How many predictions the next one stands for. It is not measured if that is 0.
     pub(crate) fn stands_for(&self, is_long: bool) -> u64 {
         match self.runs.fetch_add(1, Ordering::Relaxed) {
             run if is_long || run == 0 => 1,
@@ -35,7 +35,7 @@ impl Meter {
     }
 }
 
-/// What a measured prediction adds to its version's processor time.
+/// The processor time that a measured prediction adds to its version.
 pub(crate) fn tally(used: Option<Duration>, stands_for: u64) -> Tally {
     let nanos = used.map_or(0, |used| u64::try_from(used.as_nanos()).unwrap_or(u64::MAX));
     Tally { count: stands_for, nanos: nanos.saturating_mul(stands_for) }
@@ -68,8 +68,8 @@ impl Future for Metered {
     }
 }
 
-/// Processor time of this thread so far.
-fn thread_time() -> Duration {
+/// The processor time of this thread.
+pub(crate) fn thread_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 

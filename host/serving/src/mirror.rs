@@ -1,7 +1,9 @@
-//! Challengers: copies of answered requests, run when there is room, compared with what the caller got.
+//! Shows challengers copies of answered requests, as far as there is room, and compares their answers with the
+//! callers'.
 //!
-//! A copy never delays or changes the caller's answer. What does not fit the queue is dropped and counted. Every model has
-//! copies of its own under way and at most half of the room, so that a slow challenger delays its own model's alone.
+//! A copy never delays or changes the caller's answer. Copies that do not fit the queue are dropped and counted. Each
+//! model has its own running copies and at most half of the queue, so that a slow challenger delays only copies of
+//! its own model.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,33 +18,33 @@ use modelhost_core::tensor::Tensor;
 use crate::lifecycle::Config;
 use crate::slot::Slot;
 
-/// Waiting and running together, per copy: nobody waits for it.
+/// Longest time of a copy, waiting and running together. No caller waits for it.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The part of the queue and its bytes that one model may take, so that a slow challenger leaves room for the others'.
+/// One model may take this part of the queue and its bytes, so that others have room.
 const SHARE: usize = 2;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) struct Mirror {
-    /// Copies that wait, over all models.
+    /// Most waiting copies of all models.
     most: usize,
     most_bytes: usize,
-    /// Copies of one model that run at once.
+    /// Most running copies of one model.
     concurrency: usize,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Copies that wait or run, and their bytes.
+    /// Waiting and running copies, and their bytes.
     total: Load,
-    /// Of models that have any.
+    /// Models with copies.
     lanes: HashMap<ModelName, Lane>,
 }
 
-/// The copies of one model: they wait for nobody else's.
+/// The copies of one model. They do not wait for copies of others.
 #[derive(Default)]
 struct Lane {
     waiting: VecDeque<Copy>,
@@ -107,7 +109,7 @@ impl Mirror {
         }
     }
 
-    /// False: there is no room for it.
+    /// Returns false if there is no room.
     fn queue(self: &Arc<Self>, copy: Copy) -> bool {
         let (model, bytes) = (&copy.challenger.version.model, copy.bytes);
         let mut state = self.state();
@@ -129,7 +131,7 @@ impl Mirror {
         true
     }
 
-    /// Runs a model's copies until none waits.
+    /// Runs copies of a model until none waits.
     async fn work(self: Arc<Self>, model: ModelName) {
         while let Some(copy) = self.next(&model) {
             let agreement = run(&copy).await;
@@ -138,7 +140,7 @@ impl Mirror {
         }
     }
 
-    /// None waits: its worker ends.
+    /// Takes the next copy. If none waits, the worker ends.
     fn next(&self, model: &ModelName) -> Option<Copy> {
         let mut state = self.state();
         let lane = state.lanes.get_mut(model)?;
@@ -178,7 +180,7 @@ async fn run(copy: &Copy) -> Agreement {
     }
 }
 
-/// How a challenger's outputs compare with the served ones: by name; numbers by their largest |difference|.
+/// Compares a challenger's outputs with the served ones by name. Numbers are compared by their largest |difference|.
 pub fn compare(served: &[Tensor], challenger: &[Tensor]) -> Agreement {
     distance_by_name(challenger, served).map_or(Agreement::Differs, Agreement::Compared)
 }

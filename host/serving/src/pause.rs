@@ -1,4 +1,4 @@
-//! Waiting to less than a millisecond, which the runtime's timers count in whole ones, without keeping a processor busy.
+//! Waits for less than a millisecond without using the processor. The runtime's timers count whole milliseconds.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -8,13 +8,13 @@ use rustix::time::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Waits until then. Needs a tokio runtime with its drivers.
+/// Waits until `until`. Needs a tokio runtime with its drivers.
 pub(crate) async fn pause(until: Instant) {
     let left = until.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return;
     }
-    // Without a free file descriptor a coarse wait will do.
+    // If no file descriptor is free, a coarse wait will do.
     if sleep(left).await.is_err() {
         tokio::time::sleep(left).await;
     }

@@ -1,4 +1,4 @@
-//! One deployment at work: its queue, its threads, the memory of its instances and its versions in memory.
+//! A running deployment: its queue, its threads, the memory of its instances, and its versions in memory.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -25,14 +25,14 @@ pub(crate) struct Pool {
     pub(crate) name: DeploymentName,
     pub(crate) admission: Admission,
     pub(crate) memory: Arc<MemoryBudget>,
-    /// Requests and answers that it holds.
+    /// Bytes of its requests and answers.
     pub(crate) bodies: Arc<ByteBudget>,
     pub(crate) threads: ArcSwap<Threads>,
     bounds: ArcSwap<Bounds>,
-    /// Requests between their arrival and their answer.
+    /// Requests that arrived and are not answered yet.
     present: AtomicU32,
     loaded: Mutex<Loaded>,
-    /// What all deployments of this host have loaded together, and may have.
+    /// The places that all deployments share.
     pub(crate) places: Arc<Places>,
     loads: AtomicU64,
     load_nanos: AtomicU64,
@@ -44,13 +44,13 @@ pub(crate) struct Pool {
 #[derive(Default)]
 struct Loaded {
     kept: HashMap<usize, Kept>,
-    /// Of all of them.
+    /// Bytes of all of them.
     bytes: u64,
 }
 
 struct Kept {
     slot: Arc<Slot>,
-    /// As of the last look: warm instances come and go.
+    /// Bytes at the last look. They change as warm instances come and go.
     bytes: u64,
     _place: Place,
 }
@@ -65,21 +65,21 @@ impl Loaded {
         self.kept.insert(key(slot), Kept { slot: Arc::clone(slot), bytes, _place: place });
     }
 
-    /// Does not count it any more.
+    /// Removes a version from the count.
     fn remove(&mut self, slot: &Arc<Slot>) -> bool {
         let removed = self.kept.remove(&key(slot));
         self.bytes -= removed.as_ref().map_or(0, |kept| kept.bytes);
         removed.is_some()
     }
 
-    /// The least valuable one that does not serve and is not pinned.
+    /// The least valuable version that neither serves nor is pinned.
     fn least(&self, now: Instant) -> Option<(f32, Arc<Slot>)> {
         let idle = self.kept.values().filter(|kept| kept.slot.may_be_evicted());
         let valued = idle.map(|kept| (kept.slot.value(kept.bytes, now), &kept.slot));
         valued.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(value, slot)| (value, Arc::clone(slot)))
     }
 
-    /// Takes in what slots hold now.
+    /// Updates the bytes of the slots.
     fn look(&mut self, looked: &[(Arc<Slot>, Footprint)]) {
         for (slot, footprint) in looked {
             if let Some(kept) = self.kept.get_mut(&key(slot)) {
@@ -90,7 +90,7 @@ impl Loaded {
     }
 }
 
-/// A request's presence in its deployment, until it is answered.
+/// A request in its deployment, from its arrival to its answer.
 pub(crate) struct Arrival(Arc<Pool>);
 
 impl Drop for Arrival {
@@ -101,14 +101,14 @@ impl Drop for Arrival {
 
 /// What all deployments of this host share.
 pub(crate) struct Places {
-    /// How many versions this process can have in memory: each takes memory mappings and a file.
+    /// How many versions this process can hold. Each takes memory mappings and a file.
     limit: u32,
     taken: AtomicU32,
     pools: Mutex<Vec<Weak<Pool>>>,
     pub(crate) loads: Arc<Loads>,
-    /// Requests and answers that the host holds. One deployment may have half of it.
+    /// Bytes of requests and answers of the host. One deployment may have half of them.
     pub(crate) bodies: Arc<ByteBudget>,
-    /// What streams hold of it while they wait for their callers: at most a quarter.
+    /// The part of these bytes that streams hold while they wait for their callers, at most a quarter.
     pub(crate) streams: Arc<ByteBudget>,
     body_bytes: u64,
 }
@@ -121,8 +121,9 @@ impl Places {
         Arc::new(Self { limit, taken, pools, loads, bodies, streams, body_bytes })
     }
 
-    /// Takes a place for one more version. When all are taken, the least valuable version of the host makes room, whatever deployment
-    /// it is in: a full neighbour starves nobody. Holds no pool's lock while it asks another. Errors: resource exhausted.
+    /// Takes a place for one more version. If all are taken, the least valuable version of the host is unloaded, in
+    /// whatever deployment it is. So a full deployment does not keep others from loading. Holds no pool's lock while
+    /// it asks another pool. Errors: resource exhausted.
     fn take(self: &Arc<Self>) -> Result<Place, Error> {
         loop {
             let before = self.taken.fetch_add(1, Ordering::Relaxed);
@@ -139,7 +140,8 @@ impl Places {
             let Some((_, pool, slot)) = least.min_by(|(a, ..), (b, ..)| a.total_cmp(b)) else {
                 let limit = self.limit;
                 return Err(exhausted(format!(
-                    "{limit} versions are in memory and serve or are pinned, and this host can hold no more: see loaded_versions in its configuration, and vm.max_map_count"
+                    "{limit} versions are in memory and serve or are pinned, and this host can hold no more: see \
+                     loaded_versions in its configuration, and vm.max_map_count"
                 )));
             };
             pool.make_room_by(&slot);
@@ -183,7 +185,7 @@ impl Pool {
         pool
     }
 
-    /// From now on these bounds hold. What runs, waits and is loaded stays, as far as it fits.
+    /// Sets new bounds. Running and waiting requests stay. Loaded versions stay as far as they fit.
     pub(crate) fn set_bounds(&self, bounds: &Bounds) {
         let old = self.bounds.swap(Arc::new(bounds.clone()));
         if *old == *bounds {
@@ -202,7 +204,7 @@ impl Pool {
         self.bounds.load_full()
     }
 
-    /// Whether a request would find a place now. Errors: resource exhausted: such a request is not worth reading.
+    /// Whether a request would find a place now. Errors: resource exhausted. Such a request is not worth reading.
     pub(crate) fn check_room(&self) -> Result<(), Error> {
         if self.present.load(Ordering::Relaxed) < self.places_for_requests() {
             Ok(())
@@ -211,12 +213,13 @@ impl Pool {
         }
     }
 
-    /// Lets a request in, to be decoded, to wait and to run. Errors: resource exhausted, when all that may run and wait are there.
+    /// Takes a place for a request, which may then be decoded, wait and run. Errors: resource exhausted, if all
+    /// places are taken.
     pub(crate) fn arrive(self: &Arc<Self>) -> Result<Arrival, Error> {
         self.try_arrive().ok_or_else(|| self.full())
     }
 
-    /// The same, for whoever asks again if there is no place; nobody counts it as refused.
+    /// As [`Self::arrive`], for callers that try again. Does not count a refusal.
     pub(crate) fn try_arrive(self: &Arc<Self>) -> Option<Arrival> {
         let arrival = Arrival(Arc::clone(self));
         let before = self.present.fetch_add(1, Ordering::Relaxed);
@@ -234,8 +237,9 @@ impl Pool {
         exhausted(format!("every instance of deployment {name} is busy and {queue} requests wait already"))
     }
 
-    /// Takes in a version that was just loaded, unless it was unloaded meanwhile: room is made by unloading the least valuable ones that do
-    /// not serve and are not pinned. Errors: resource exhausted, when that is not enough; the version is not kept then.
+    /// Keeps a version that was just loaded, unless it was unloaded meanwhile. Makes room by unloading the least
+    /// valuable versions that neither serve nor are pinned. Errors: resource exhausted, if that is not enough. The
+    /// version is not kept then.
     pub(crate) fn take_in(&self, slot: &Arc<Slot>, model: Ready, took: Duration) -> Result<(), Error> {
         self.loads.fetch_add(1, Ordering::Relaxed);
         self.load_nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -252,7 +256,8 @@ impl Pool {
         if loaded.bytes + bytes > limit {
             let (held, bytes, limit) = (loaded.bytes >> 20, (bytes >> 20) + 1, limit >> 20);
             return Err(exhausted(format!(
-                "it takes {bytes} MiB, and of the {limit} MiB that versions of deployment {} may take, {held} MiB serve or are pinned",
+                "it takes {bytes} MiB, and of the {limit} MiB that versions of deployment {} may take, {held} MiB \
+                 serve or are pinned",
                 self.name
             )));
         }
@@ -266,8 +271,8 @@ impl Pool {
         self.load_failures.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes a version out of memory; `how` tells its residence why. False: it is not there. What is unloaded is dropped after the lock:
-    /// whoever drops it waits for the system to unmap it, unless it still runs.
+    /// Unloads a version. `how` tells its residence the reason. Returns false if it was not in memory. The version is
+    /// dropped after the lock is released, because unmapping it takes time.
     pub(crate) fn unload(&self, slot: &Arc<Slot>, how: fn(&Residence) -> Option<Arc<Ready>>) -> bool {
         let _unloaded;
         let mut loaded = self.lock();
@@ -275,7 +280,7 @@ impl Pool {
         loaded.remove(slot)
     }
 
-    /// Unloads a version to make room, if it still idles.
+    /// Unloads a version to make room, if it is still idle.
     fn make_room_by(&self, slot: &Arc<Slot>) {
         let _unloaded;
         let mut loaded = self.lock();
@@ -285,7 +290,7 @@ impl Pool {
         }
     }
 
-    /// Ends warm instances that idle for so long, and unloads what no longer fits.
+    /// Ends warm instances that idle for so long, and unloads versions that no longer fit.
     pub(crate) fn tidy(&self, idle: Duration) {
         for slot in self.slots() {
             slot.tidy(idle);
@@ -300,7 +305,7 @@ impl Pool {
         self.lock().kept.values().map(|kept| Arc::clone(&kept.slot)).collect()
     }
 
-    /// What the versions hold now. They are asked without the lock: there may be thousands.
+    /// Looks at what the versions hold now. Does not hold the lock meanwhile, because there may be thousands.
     fn look(&self) -> Vec<(Arc<Slot>, Footprint)> {
         let footprint = |slot: Arc<Slot>| {
             let footprint = slot.footprint();
@@ -311,7 +316,7 @@ impl Pool {
         looked
     }
 
-    /// Unloads until `more` bytes fit, the least valuable first. What comes back is to be dropped without the lock.
+    /// Unloads the least valuable versions until `more` bytes fit. The caller drops them after the lock is released.
     fn evict(&self, loaded: &mut Loaded, more: u64) -> Vec<Arc<Ready>> {
         let (limit, now) = (self.bounds.load().loaded_bytes, Instant::now());
         let mut evicted = Vec::new();
@@ -328,7 +333,7 @@ impl Pool {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What it holds and does now; `versions` are placed in it.
+    /// The current status. `versions` are placed in this deployment.
     pub(crate) fn status(&self, versions: u32) -> DeploymentStatus {
         let (running, waiting) = self.admission.counts();
         let looked = self.look();

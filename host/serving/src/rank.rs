@@ -1,4 +1,4 @@
-//! What keeping a version in memory is worth. All that is measured goes in as an argument, so that the order is a matter of arithmetic.
+//! The value of keeping a version in memory. All measurements are arguments, so the order is plain arithmetic.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use modelhost_core::event::Tally;
 
 use crate::demand::Demand;
 
-/// How often a version is asked for, and what loading it takes.
+/// The demand for a version, and the time of its loads.
 #[derive(Default)]
 pub(crate) struct Rank {
     pub(crate) demand: Demand,
@@ -16,13 +16,13 @@ pub(crate) struct Rank {
 }
 
 impl Rank {
-    /// Counts a load and what it took.
+    /// Records a load.
     pub(crate) fn loaded(&self, took: Duration) {
         self.loads.fetch_add(1, Ordering::Relaxed);
         self.load_nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// As if it had been asked for so often lately, and loaded once in this time.
+    /// Sets the demand, and one load of this time.
     #[cfg(test)]
     pub(crate) fn set(&self, asked: u32, load: Duration) {
         self.demand.set(asked, Instant::now());
@@ -30,12 +30,12 @@ impl Rank {
         self.load_nanos.store(u64::try_from(load.as_nanos()).unwrap(), Ordering::Relaxed);
     }
 
-    /// Its loads so far.
+    /// The loads so far.
     pub(crate) fn loads(&self) -> Tally {
         Tally { count: self.loads.load(Ordering::Relaxed), nanos: self.load_nanos.load(Ordering::Relaxed) }
     }
 
-    /// The time that loading it again would take from its callers, per byte that it holds.
+    /// The recent demand times the time of a load, per byte.
     #[expect(clippy::cast_precision_loss, reason = "it ranks")]
     pub(crate) fn value(&self, bytes: u64, now: Instant) -> f32 {
         let Tally { count, nanos } = self.loads();
@@ -47,7 +47,7 @@ impl Rank {
 mod tests {
     use super::*;
 
-    /// Asked so often at `now`, loaded once in so many milliseconds.
+    /// The value after `asked` requests at `now` and one load of `load_ms`.
     fn value(asked: u32, load_ms: u64, bytes: u64) -> f32 {
         let (rank, now) = (Rank::default(), Instant::now());
         (0..asked).for_each(|_| rank.demand.add(now));

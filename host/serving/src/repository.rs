@@ -1,4 +1,4 @@
-//! What protocols show and steer of the versions in memory: index, statistics, load, unload.
+//! The versions in memory, as protocols show and control them: index, statistics, load, unload.
 
 use std::sync::Arc;
 
@@ -11,24 +11,24 @@ use crate::residence::Who;
 use crate::resolve::Target;
 use crate::slot::Slot;
 
-/// A version and why it cannot answer, if it cannot.
+/// A version, and why it cannot answer.
 pub type Availability = (Arc<Version>, Option<String>);
 
 impl Serving {
-    /// Every model, by name.
+    /// All models by name.
     pub fn models(&self) -> Vec<Arc<Model>> {
         let mut models: Vec<_> = self.table.load().values().map(|route| Arc::clone(&route.model)).collect();
         models.sort_by(|a, b| a.name.cmp(&b.name));
         models
     }
 
-    /// Every version, or those of one model, by name and number. Errors: not found.
+    /// All versions, or those of one model, by name and number. Errors: not found.
     pub fn availability(&self, model: Option<&str>) -> Result<Vec<Availability>, Error> {
         let slots = self.slots_of(model)?;
         Ok(slots.iter().map(|slot| (Arc::clone(&slot.version), slot.residence.unavailable())).collect())
     }
 
-    /// What versions did as primaries: the one named, a model's, or all. Errors: not found.
+    /// What versions did as primaries: of one version, of a model, or all. Errors: not found.
     pub fn statistics(&self, target: Option<Target<'_>>) -> Result<Vec<(Arc<Version>, Statistics)>, Error> {
         let mut slots = self.slots_of(target.map(|target| target.model))?;
         if let Some(target) = target.filter(|target| target.version.is_some()) {
@@ -38,8 +38,8 @@ impl Serving {
         Ok(slots.iter().map(|slot| (Arc::clone(&slot.version), slot.recorder.statistics())).collect())
     }
 
-    /// Loads what the model's policy names, or its latest version, and lets every version of it answer again.
-    /// Errors: not found; as the load's.
+    /// Loads the versions of the model's policy, or its latest version. Lets all versions of the model answer again.
+    /// Errors: not found; those of the load.
     pub async fn load_model(&self, model: &str) -> Result<(), Error> {
         let route = self.bring_back(model)?;
         let named = route.model.policy.as_ref().map(|policy| policy.versions());
@@ -51,8 +51,8 @@ impl Serving {
         Ok(())
     }
 
-    /// Unloads every version of the model; none answers until it is loaded again or promoted. What runs finishes.
-    /// Errors: not found.
+    /// Unloads all versions of the model. None answers until the model is loaded again or promoted. Running requests
+    /// finish. Errors: not found.
     pub fn unload_model(&self, model: &str) -> Result<(), Error> {
         let _same_table = self.pools(); // else a new slot could miss it
         self.route(model)?.slots().for_each(|slot| slot.withdraw());

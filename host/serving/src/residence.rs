@@ -1,15 +1,17 @@
-//! Whether a version is in memory: one state under one lock, and what each event makes of it. It decides; others load, count and unload.
+//! Whether a version is in memory: one state under one lock, and its transitions. Only decides. Other code loads,
+//! counts and unloads.
 //!
 //! | event \ stage | cold, failed | loading | ready |
 //! |---|---|---|---|
-//! | asked | loading (failed: once its pause is over) | waits; it is kept | there |
-//! | loaded | | ready, or cold if it is not kept | |
-//! | load failed | | failed; cold, if only room was missing | |
-//! | unloaded | | it is not kept; who waits gets it | cold |
-//! | withdrawn | refuses | it is not kept; who waits is refused | cold, refuses |
-//! | retired | is never kept again | it is not kept; who waits gets it | cold |
+//! | asked | loading (failed: after its pause) | waits; the version is kept | returns it |
+//! | loaded | | ready, or cold if not kept | |
+//! | load failed | | failed, or cold if only room was missing | |
+//! | unloaded | | not kept; waiting callers get it | cold |
+//! | withdrawn | refuses callers | not kept; waiting callers are refused | cold, refuses callers |
+//! | retired | is never kept again | not kept; waiting callers get it | cold |
 //!
-//! An event that comes during a load wins over the load, and the latest event wins. Lock order: a pool's lock, then this one.
+//! An event during a load takes precedence over the load. The latest event counts. Lock order: a pool's lock, then
+//! this one.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,31 +23,31 @@ use tokio::sync::watch;
 
 use super::sync::{Mutex, MutexGuard};
 
-/// A version that failed to load is not tried again for this long, doubling up to the second.
+/// Pause after a failed load. It doubles with each failure, up to the second value.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(crate) const RETRY_AFTER_MOST: Duration = Duration::from_secs(60);
 
 pub(crate) type Ready = Arc<dyn LoadedModel>;
 
-/// What came of a load, once it ended.
+/// The result of a load that ended.
 type Outcome = Option<Result<Ready, Error>>;
 
-/// Who wants a version in memory.
+/// Who asks for a version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Who {
     /// A prediction. It respects a withdrawal and the pause after a failure.
     Caller,
-    /// Somebody who asks for the load itself: takes a withdrawal back, and tries at once.
+    /// A request for the load itself. It ends a withdrawal and tries at once.
     Operator,
 }
 
-/// What asking led to.
+/// The result of asking.
 pub(crate) enum Asked {
     /// It is in memory.
     There(Ready),
-    /// Somebody loads it.
+    /// Another request loads it.
     Wait(Wait),
-    /// Whoever asked has to load it.
+    /// The asking request has to load it.
     Load(Wait),
 }
 
@@ -53,7 +55,7 @@ pub(crate) enum Asked {
 pub(crate) struct Wait(watch::Receiver<Outcome>);
 
 impl Wait {
-    /// Errors: the load's.
+    /// Waits for the end of the load. Errors: those of the load.
     pub(crate) async fn end(mut self) -> Result<Ready, Error> {
         let gone = || Error::new(ErrorCode::Unavailable, "the host is shutting down");
         let outcome = self.0.wait_for(Option::is_some).await.map_err(|_| gone())?;
@@ -62,16 +64,16 @@ impl Wait {
 }
 
 pub(crate) struct Residence {
-    /// Full while the stage is ready; read without the lock.
+    /// Set while the stage is ready. Read without the lock.
     model: ArcSwapOption<Ready>,
     state: Mutex<State>,
 }
 
 struct State {
     stage: Stage,
-    /// Unloaded by a client: not loaded again until somebody asks for that.
+    /// A client unloaded it. It is not loaded again until that is asked for.
     withdrawn: bool,
-    /// Another slot has its version now: requests that came before finish here, and nothing stays in memory.
+    /// Another slot has the version now. Earlier requests finish here, and nothing stays in memory.
     retired: bool,
     /// A policy keeps it in memory.
     pinned: bool,
@@ -81,9 +83,9 @@ enum Stage {
     Cold,
     Loading {
         outcome: watch::Sender<Outcome>,
-        /// Nobody unloaded it since it was last asked for.
+        /// Whether the version stays in memory. False if it was unloaded since it was last asked for.
         keep: bool,
-        /// How long the last failure kept it from being tried again.
+        /// The pause after the last failure.
         paused: Option<Duration>,
     },
     Ready,
@@ -95,24 +97,24 @@ enum Stage {
 }
 
 impl Residence {
-    /// Not in memory. Whoever was withdrawn elsewhere is withdrawn here.
+    /// Not in memory. `withdrawn`: the version was withdrawn in another slot.
     pub(crate) fn new(withdrawn: bool) -> Self {
         let state = State { stage: Stage::Cold, withdrawn, retired: false, pinned: false };
         Self { model: ArcSwapOption::empty(), state: Mutex::new(state) }
     }
 
-    /// The loaded version, if it is there. Takes no lock.
+    /// The loaded version, if there is one. Takes no lock.
     pub(crate) fn ready(&self) -> Option<Ready> {
         self.model.load().as_deref().map(Ready::clone)
     }
 
-    /// Whether it is there. Takes no lock.
+    /// Whether it is loaded. Takes no lock.
     pub(crate) fn is_ready(&self) -> bool {
         self.model.load().is_some()
     }
 
-    /// Asks for the version. Errors: unavailable, when it is withdrawn; the last load's, while it is not tried again; resource exhausted,
-    /// when so many wait for its load already.
+    /// Asks for the version. Errors: unavailable, if it is withdrawn; the error of the last load, during the pause;
+    /// resource exhausted, if `most_waiting` callers wait for the load already.
     pub(crate) fn ask(&self, who: Who, now: Instant, most_waiting: u32) -> Result<Asked, Error> {
         let mut state = self.lock();
         if who == Who::Operator {
@@ -145,13 +147,14 @@ impl Residence {
         Ok(Asked::Load(Wait(wait)))
     }
 
-    /// Whether what is being loaded will stay, as things are.
+    /// Whether the loading version would stay in memory now.
     pub(crate) fn is_wanted(&self) -> bool {
         let state = self.lock();
         !state.retired && matches!(state.stage, Stage::Loading { keep: true, .. })
     }
 
-    /// The load ended well, and there is room for it or not. Says whether the version stays.
+    /// Ends a load successfully. `has_room`: whether there is room for the version. Returns whether it stays in
+    /// memory.
     pub(crate) fn loaded(&self, model: Ready, has_room: bool) -> bool {
         let mut state = self.lock();
         let retired = state.retired;
@@ -168,8 +171,8 @@ impl Residence {
         stays
     }
 
-    /// The load failed. For a while the error is remembered, so that a broken version cannot burn the machine; where only room is missing,
-    /// nothing is wrong with the version, and another moment has another answer.
+    /// Ends a load with an error. The error is remembered for a pause, so that a broken version does not waste time.
+    /// If only room was missing, the version is fine and there is no pause.
     pub(crate) fn failed(&self, error: Error, now: Instant) {
         let mut state = self.lock();
         let Stage::Loading { outcome, paused, .. } = std::mem::replace(&mut state.stage, Stage::Cold) else {
@@ -183,13 +186,13 @@ impl Residence {
         outcome.send_replace(Some(Err(error)));
     }
 
-    /// Takes it out of memory, or keeps a load under way from staying there. Only for its pool, which counts it; what comes back is to be
-    /// dropped without a lock.
+    /// Unloads the version, or keeps a running load from staying in memory. Only its pool calls this, and counts it.
+    /// The caller drops the result without a lock.
     pub(crate) fn unload(&self) -> Option<Arc<Ready>> {
         self.leave(&mut self.lock())
     }
 
-    /// Unloads it and answers nobody, until a load that somebody asks for.
+    /// Unloads the version. It answers no caller until a load is asked for.
     pub(crate) fn withdraw(&self) -> Option<Arc<Ready>> {
         let mut state = self.lock();
         state.withdrawn = true;
@@ -200,14 +203,14 @@ impl Residence {
         self.leave(&mut state)
     }
 
-    /// Unloads it for good; requests that came before finish.
+    /// Unloads the version for good. Earlier requests finish.
     pub(crate) fn retire(&self) -> Option<Arc<Ready>> {
         let mut state = self.lock();
         state.retired = true;
         self.leave(&mut state)
     }
 
-    /// Takes a withdrawal back.
+    /// Ends a withdrawal.
     pub(crate) fn bring_back(&self) {
         self.lock().withdrawn = false;
     }
@@ -216,7 +219,7 @@ impl Residence {
         self.lock().withdrawn
     }
 
-    /// Keeps it in memory once it is there, or no longer does.
+    /// Sets whether the version is kept in memory.
     pub(crate) fn pin(&self, pinned: bool) {
         self.lock().pinned = pinned;
     }
@@ -225,12 +228,12 @@ impl Residence {
         self.lock().pinned
     }
 
-    /// Errors: unavailable, when it is withdrawn. A version that is there is not, so then no lock is taken.
+    /// Errors: unavailable, if it is withdrawn. Takes no lock if the version is loaded.
     pub(crate) fn check_available(&self) -> Result<(), Error> {
         if !self.is_ready() && self.is_withdrawn() { Err(withdrawn()) } else { Ok(()) }
     }
 
-    /// Why it cannot answer: withdrawn, or it failed to load.
+    /// Why it cannot answer: it is withdrawn, or its load failed.
     pub(crate) fn unavailable(&self) -> Option<String> {
         let state = self.lock();
         match &state.stage {
@@ -240,7 +243,7 @@ impl Residence {
         }
     }
 
-    /// How many wait for its load.
+    /// How many callers wait for the load.
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
         match &self.lock().stage {

@@ -1,6 +1,7 @@
-//! From a name in a URL to the version that answers, and its answer.
+//! From a name in a URL to the version that answers, and to its answer.
 //!
-//! Each step can only be made from the one before: a model that is there, a place in its deployment, the version that answers, the answer.
+//! Each step needs the result of the one before: a known model, a place in its deployment, the answering version, the
+//! answer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,26 +21,26 @@ use crate::pool::{Arrival, Pool};
 use crate::slot::Slot;
 use crate::threads::Threads;
 
-/// What takes longer to read or write than to hand to another thread.
+/// Bytes that take longer to read or write than to move to another thread.
 const LARGE: usize = 64 << 10;
 
-/// How often a stream looks whether its deployment has a place again.
+/// How often a stream checks whether its deployment has a place again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// What a caller names.
+/// What a caller asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target<'a> {
     /// `prefix/name`.
     pub model: &'a str,
-    /// A version (`6`, `v6`) or an alias (`stable`); without it the policy decides.
+    /// A version (`6`, `v6`) or an alias (`stable`). Without it the policy decides.
     pub version: Option<&'a str>,
 }
 
-/// A request whose deployment has room for it, before anybody read its body.
+/// A request whose deployment has room for it. Its body was not read yet.
 ///
-/// The deployment is that of the version that the caller names, else of the policy's primary: the model alone decides it, because the key
-/// that decides the version may stand in the body. A place is taken when the body is there, so that who sends slowly keeps nobody out; it
-/// moves when the choice falls on a version that runs elsewhere.
+/// The deployment is that of the named version, or of the policy's primary. It follows from the model alone, because
+/// the key that decides the version may be in the body. The request takes its place when the body is there, so that
+/// slow senders do not keep others out. It moves if another deployment's version is chosen.
 pub struct Admitted {
     serving: Arc<Serving>,
     route: Arc<Route>,
@@ -48,30 +49,30 @@ pub struct Admitted {
     arrival: Option<Arrival>,
 }
 
-/// The version that will answer a request, and who sees a copy.
+/// The version that will answer a request, and its challengers.
 pub struct Resolved {
     serving: Arc<Serving>,
     slot: Arc<Slot>,
     mirrors: Vec<Arc<Slot>>,
-    /// `None` while it waits for its caller.
+    /// `None` while the request waits for its caller.
     arrival: Option<Arrival>,
 }
 
-/// A prediction and who made it.
+/// A prediction and how it was made.
 pub struct Answer {
-    /// In the order asked for.
+    /// The outputs in the requested order.
     pub outputs: Arc<Vec<Tensor>>,
-    /// Waiting for an instance.
+    /// Time of waiting for an instance.
     pub queued: Duration,
-    /// Running.
+    /// Time of running.
     pub ran: Duration,
-    /// What the response cache did, where the version uses it.
+    /// What the response cache did, if the version uses it.
     pub cached: Option<Cached>,
 }
 
 impl Serving {
-    /// Lets a request in. An explicit version bypasses the policy. Errors: not found; unavailable when nothing was promoted yet; resource
-    /// exhausted when its deployment is full.
+    /// Lets a request in. A named version bypasses the policy. Errors: not found; unavailable, if nothing was
+    /// promoted yet; resource exhausted, if the deployment is full.
     pub fn admit(self: &Arc<Self>, target: Target<'_>) -> Result<Admitted, Error> {
         let route = self.route(target.model)?;
         let named = target.version.map(|version| find_number(&route.model, version)).transpose()?;
@@ -89,17 +90,17 @@ impl Serving {
         Ok(Admitted { serving: Arc::clone(self), route, named, pool, arrival: None })
     }
 
-    /// What requests are charged to before their deployment is known.
+    /// The budget for requests whose deployment is not known yet.
     pub fn bodies(&self) -> &Arc<ByteBudget> {
         &self.places.bodies
     }
 
-    /// What streams are charged to while they wait for their callers: what many slow ones hold, others do not lack.
+    /// The budget for streams that wait for their callers. Many slow streams do not take bytes from other requests.
     pub fn streams(&self) -> &Arc<ByteBudget> {
         &self.places.streams
     }
 
-    /// Why a model, or the version that the target names, cannot answer now. Errors: not found.
+    /// Why the model or the named version cannot answer now. Errors: not found.
     pub fn unavailable(&self, target: Target<'_>) -> Result<Option<String>, Error> {
         let route = self.route(target.model)?;
         if target.version.is_none() && route.model.policy.is_none() {
@@ -109,8 +110,8 @@ impl Serving {
         Ok(route.slot(version.number).and_then(|slot| slot.residence.unavailable()))
     }
 
-    /// What is known of a model, and the version that the target names or the policy's primary.
-    /// Errors: not found; unavailable when it names none and nothing was promoted yet.
+    /// The model, and the named version or the policy's primary. Errors: not found; unavailable, if no version is
+    /// named and nothing was promoted yet.
     pub fn describe(&self, target: Target<'_>) -> Result<(Arc<Model>, Arc<Version>), Error> {
         let route = self.route(target.model)?;
         let number = match target.version {
@@ -132,7 +133,7 @@ impl Serving {
 }
 
 impl Admitted {
-    /// What decides the version, where the policy is sticky and the caller named none.
+    /// The key that decides the version, if the policy is sticky and no version is named.
     pub fn sticky(&self) -> Option<&StickyKey> {
         if self.named.is_some() {
             return None;
@@ -140,12 +141,12 @@ impl Admitted {
         self.route.model.policy.as_ref().and_then(|policy| policy.sticky())
     }
 
-    /// For the request's bytes.
+    /// A charge for the request's bytes.
     pub fn charge(&self) -> Charge {
         self.pool.bodies.charge()
     }
 
-    /// Takes its place: the body is there. Errors: resource exhausted, when others took the room meanwhile.
+    /// Takes a place, now that the body is there. Errors: resource exhausted, if others took it meanwhile.
     pub fn enter(&mut self) -> Result<(), Error> {
         self.arrival = Some(self.pool.arrive()?);
         Ok(())
@@ -156,11 +157,12 @@ impl Admitted {
         Desk::of(&self.pool)
     }
 
-    /// Decides who answers, by the policy in force now. `key`: the sticky key's value, where the request has it; `draw`: 64 random bits.
-    /// Errors: as [`Serving::admit`], since the policy may have changed or the choice may fall on another deployment.
+    /// Chooses the version by the current policy. `key`: the value of the sticky key, if the request has it. `draw`:
+    /// 64 random bits. Errors: as [`Serving::admit`], because the policy may have changed, or the version may be in
+    /// another deployment.
     pub fn choose(self, key: Option<&[u8]>, draw: u64) -> Result<Resolved, Error> {
         let Self { serving, route, named, pool, arrival } = self;
-        // While the body came, operators may have changed what is served.
+        // Operators may have changed the model while the body arrived.
         let route = serving.route(route.model.name.as_str())?;
         let (number, mirrors) = match (named, &route.model.policy) {
             (None, Some(policy)) => {
@@ -177,7 +179,8 @@ impl Admitted {
     }
 }
 
-/// Where work that grows with a request is done: what is large goes to the threads of its deployment, so that it takes no other's time.
+/// Where work is done that grows with a request. Large work goes to the deployment's threads, so that it delays no
+/// other request.
 #[derive(Clone)]
 pub struct Desk(Arc<Threads>);
 
@@ -186,7 +189,7 @@ impl Desk {
         Self(pool.threads.load_full())
     }
 
-    /// Does work of so many bytes. Errors: as the work's.
+    /// Does work on so many bytes. Errors: those of the work.
     pub async fn work<T: Send + 'static>(
         &self,
         bytes: usize,
@@ -195,7 +198,7 @@ impl Desk {
         if bytes < LARGE { work.await } else { self.0.run(Box::pin(work), true).await? }
     }
 
-    /// Goes on with work there, whoever waits for it.
+    /// Does work there, even if no caller waits for it.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.0.spawn(Box::pin(work));
     }
@@ -207,7 +210,7 @@ impl Resolved {
         &self.slot.version
     }
 
-    /// For the answer's bytes.
+    /// A charge for the answer's bytes.
     pub fn charge(&self) -> Charge {
         self.slot.pool.bodies.charge()
     }
@@ -217,12 +220,12 @@ impl Resolved {
         Desk::of(&self.slot.pool)
     }
 
-    /// Gives the place in the deployment back, until [`Self::enter`]: a stream waits for its caller.
+    /// Gives back the place in the deployment until [`Self::enter`], because a stream waits for its caller.
     pub fn leave(&mut self) {
         self.arrival = None;
     }
 
-    /// Takes a place in the deployment again; waits for one. Errors: resource exhausted, when none came free before the deadline.
+    /// Waits for a place in the deployment. Errors: resource exhausted, if none became free before the deadline.
     pub async fn enter(&mut self, deadline: Deadline) -> Result<(), Error> {
         while self.arrival.is_none() {
             self.arrival = if Instant::now() + LOOK_AGAIN >= deadline.instant() {
@@ -237,13 +240,13 @@ impl Resolved {
         Ok(())
     }
 
-    /// Notes how long reading the request and writing the response took.
+    /// Records how long reading the request and writing the response took.
     pub fn codec(&self, decode: Duration, encode: Duration) {
         self.slot.recorder.codec(decode, encode);
     }
 
-    /// Answers, then shows the challengers a copy. `longest`: how long the host lets any request wait and run; what is made for the
-    /// response cache may take as long, because others wait for it too.
+    /// Answers the request, then sends the challengers a copy. `longest`: how long the host lets any request wait and
+    /// run. Making an answer for the response cache may take that long, because other callers wait for it too.
     pub async fn infer(
         &self,
         mut request: InferRequest,
@@ -276,7 +279,7 @@ impl Resolved {
         Ok(Answer { outputs: Arc::new(outputs), queued: timing.queued, ran: timing.ran, cached: None })
     }
 
-    /// The one who makes an answer makes it for everybody who waits for it: its own deadline ends its waiting, not theirs.
+    /// One caller makes the answer for all that wait for it. Its own deadline ends only its own waiting.
     async fn cached(
         &self,
         request: &Arc<InferRequest>,

@@ -1,4 +1,4 @@
-//! What a version has in this process: its place in memory ([`Residence`]), its line, its worth, and how one request runs.
+//! A version in this process: its [`Residence`] in memory, its line, its rank, and the run of a request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ use crate::threads::{Job, LONG};
 #[cfg(test)]
 mod tests;
 
-/// A version that nobody asked for so long gives back what it can get again from disk.
+/// After so much time without a request, a version gives back what it can read from disk again.
 const REST_AFTER: Duration = Duration::from_secs(5);
 
 pub(crate) struct Slot {
@@ -34,16 +34,16 @@ pub(crate) struct Slot {
     pub(crate) residence: Residence,
     runtime: Arc<dyn ModelRuntime>,
     line: Arc<Line>,
-    /// Joins requests; `None`, where nobody asked for it, or its graphs join them.
+    /// Joins requests. `None` if the manifest does not ask for it, or if its graphs join them.
     batcher: Option<Arc<Batcher>>,
     pub(crate) rank: Rank,
     meter: Meter,
-    /// It gave back what it can since it was last used.
+    /// Whether it gave that back since its last request.
     rests: AtomicBool,
 }
 
 impl Slot {
-    /// `withdrawn`: answers nobody until somebody asks for its load.
+    /// `withdrawn`: the version answers no caller until a load is asked for.
     pub(crate) fn new(
         version: Arc<Version>,
         pool: Arc<Pool>,
@@ -69,37 +69,37 @@ impl Slot {
         self.residence.is_ready()
     }
 
-    /// Takes it out of memory; what runs finishes. Says whether it was there.
+    /// Unloads the version. Running requests finish. Returns whether it was in memory.
     pub(crate) fn unload(self: &Arc<Self>) -> bool {
         self.pool.unload(self, Residence::unload)
     }
 
-    /// Gives its place to another slot of its version; what runs finishes.
+    /// Unloads the version, because another slot takes its place. Running requests finish.
     pub(crate) fn retire(self: &Arc<Self>) {
         self.pool.unload(self, Residence::retire);
     }
 
-    /// Unloads it and answers nobody, until a load that somebody asks for.
+    /// Unloads the version. It answers no caller until a load is asked for.
     pub(crate) fn withdraw(self: &Arc<Self>) {
         self.pool.unload(self, Residence::withdraw);
     }
 
-    /// Whether it may be unloaded to make room: nobody pinned it, and it serves nobody now.
+    /// Whether it may be unloaded to make room. It may not if it is pinned or serves a request.
     pub(crate) fn may_be_evicted(&self) -> bool {
         self.line.running() == 0 && !self.residence.is_pinned()
     }
 
-    /// What keeping it in memory is worth.
+    /// The value of keeping it in memory.
     pub(crate) fn value(&self, bytes: u64, now: Instant) -> f32 {
         self.rank.value(bytes, now)
     }
 
-    /// What it holds of memory; nothing when it is not loaded.
+    /// What it holds in memory. Empty if it is not loaded.
     pub(crate) fn footprint(&self) -> Footprint {
         self.residence.ready().map(|model| model.footprint()).unwrap_or_default()
     }
 
-    /// Ends instances that idle for so long; gives back pages when nobody asked it for a while.
+    /// Ends instances that idle for so long. Gives back pages after some time without a request.
     pub(crate) fn tidy(&self, idle: Duration) {
         let Some(model) = self.residence.ready() else { return };
         model.shrink(idle);
@@ -110,7 +110,8 @@ impl Slot {
         }
     }
 
-    /// The loaded version; loads it if need be, to the end, whoever still waits. Errors: as the load's.
+    /// Returns the loaded version. If it is not loaded, this loads it to the end, even if the caller leaves. Errors:
+    /// those of the load.
     pub(crate) async fn load(self: &Arc<Self>, who: Who) -> Result<Ready, Error> {
         let limits = &self.version.package.limits;
         let most_waiting = limits.queue.saturating_add(limits.concurrency);
@@ -125,7 +126,7 @@ impl Slot {
         wait.end().await
     }
 
-    /// The same for a request: its deadline ends its wait, and it is not at fault.
+    /// As [`Self::load`] for a prediction. Its deadline ends the waiting, and errors do not blame the caller.
     async fn load_for_caller(self: &Arc<Self>, deadline: Deadline) -> Result<Ready, Error> {
         let load = tokio::time::timeout_at(deadline.instant().into(), self.load(Who::Caller));
         let late = |_| {
@@ -150,7 +151,7 @@ impl Slot {
         }));
     }
 
-    /// Where only room is missing, nothing has failed.
+    /// If only room was missing, nothing has failed.
     fn note_failure(&self, error: &Error) {
         if error.code != ErrorCode::ResourceExhausted {
             let (model, version) = (&self.version.model, self.version.number);
@@ -171,7 +172,7 @@ impl Slot {
         Ok(())
     }
 
-    /// Runs one request that came at `start` within the bounds of the version and its deployment, and records it.
+    /// Runs a request that arrived at `start`, within the bounds of the version and its deployment. Records it.
     pub(crate) async fn infer(
         self: &Arc<Self>,
         request: Arc<InferRequest>,
@@ -199,7 +200,7 @@ impl Slot {
         }
     }
 
-    /// Waits for the version to be loaded, and for leave, and runs; notes in `run` how that went.
+    /// Waits for the load and for an instance, then runs the request. Fills in `run`.
     async fn admitted(
         self: &Arc<Self>,
         request: Arc<InferRequest>,
@@ -210,7 +211,7 @@ impl Slot {
     ) -> Result<Vec<Tensor>, Error> {
         let (model, permit) = self.enter(start, deadline).await?;
         run.began = permit.since;
-        // Nobody waits for a challenger, so it does not keep the server's threads from those who are waited for.
+        // No caller waits for a challenger, so it does not run on the server's threads.
         let is_long = role == Role::Challenger || self.line.usual_cpu() > LONG;
         let stands_for = self.meter.stands_for(is_long);
         let job: Job<_> = match &self.batcher {
@@ -226,14 +227,14 @@ impl Slot {
         permit.end(ended);
         run.ended = Some(ended);
         self.line.ran(ended - run.began, used);
-        // A joined request's share is always known; it stands for itself.
+        // The share of a joined request is always known.
         let stands_for = if self.batcher.is_some() { u64::from(used.is_some()) } else { stands_for };
         run.cpu = tally(used, stands_for);
         outputs
     }
 
-    /// The loaded version and leave to run. Whoever waits for a load holds no instance; whoever waited for one runs it, also when
-    /// it had to make room again meanwhile.
+    /// Returns the loaded version and permission to run. A request that waits for a load holds no instance. It runs
+    /// the version that it waited for, even if that was evicted meanwhile.
     async fn enter(
         self: &Arc<Self>,
         start: Instant,
@@ -252,12 +253,12 @@ impl Slot {
         }
     }
 
-    /// What its graphs do; nothing, when it is not in memory.
+    /// What its graphs did. Empty if it is not in memory.
     pub(crate) fn graphs(&self) -> Vec<GraphStatus> {
         self.residence.ready().map(|model| model.graphs()).unwrap_or_default()
     }
 
-    /// What it took and holds; nothing, when it was never used and is not in memory.
+    /// What it used and holds. `None` if it was never used and is not in memory.
     pub(crate) fn usage(&self) -> Option<VersionUsage> {
         let statistics = self.recorder.statistics();
         let loads = self.rank.loads();
@@ -281,7 +282,7 @@ impl Slot {
         })
     }
 
-    /// A fault of the plugin or its load says which version it was.
+    /// Adds the version to an error, unless the caller's input is the reason.
     fn name_version(&self, error: Error) -> Error {
         match error.code {
             ErrorCode::InvalidArgument => error,
@@ -293,7 +294,7 @@ impl Slot {
     }
 }
 
-/// What keeps a registered version from being loaded is the host's matter, and never that of who asks it: the package was accepted, so
+/// If a registered version cannot be loaded, the host is at fault and not the caller. The package was accepted, so
 /// something is missing that was there.
 fn not_the_callers_fault(error: Error) -> Error {
     match error.code {
@@ -303,9 +304,7 @@ fn not_the_callers_fault(error: Error) -> Error {
         | ErrorCode::PermissionDenied
         | ErrorCode::TooLarge
         | ErrorCode::UnsupportedFormat
-        | ErrorCode::Unsupported => {
-            Error::new(ErrorCode::Unavailable, error.message).within("it cannot be loaded")
-        }
+        | ErrorCode::Unsupported => error.with_code(ErrorCode::Unavailable).within("it cannot be loaded"),
         ErrorCode::ResourceExhausted
         | ErrorCode::DeadlineExceeded
         | ErrorCode::Unavailable
@@ -320,14 +319,14 @@ fn batcher(version: &Version) -> Option<Arc<Batcher>> {
     joins.then(|| Batcher::new(package.batching))
 }
 
-/// Where a request's time went.
+/// Where the time of a request went.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timing {
     pub(crate) queued: Duration,
     pub(crate) ran: Duration,
 }
 
-/// How a prediction goes.
+/// The course of a prediction.
 struct Run {
     began: Instant,
     ended: Option<Instant>,

@@ -1,8 +1,9 @@
 //! Where predictions run: short ones on the server's threads, long ones on threads of their deployment.
 //!
-//! Moving a request to another thread costs more than a short prediction. So one that is not known to run long starts where it
-//! arrived, and moves when a time slice (the engine's, a millisecond) of it was long; one that waits for a graph stays. The deployment's threads have a lower priority than
-//! the server's, so that reading requests and refusing them goes on however busy a deployment is.
+//! Moving a request to another thread costs more than a short prediction. So a prediction starts where it arrived,
+//! unless it is known to be long. It moves after a long time slice (the engine's slices are a millisecond). A
+//! prediction that waits for a graph does not move. The deployment's threads have a lower priority than the server's,
+//! so that a busy deployment does not keep the server from reading and refusing requests.
 
 use std::pin::Pin;
 use std::sync::OnceLock;
@@ -18,29 +19,29 @@ use tokio_util::task::AbortOnDropHandle;
 #[cfg(test)]
 mod tests;
 
-/// What takes more processor time than this does not start on the server's threads.
+/// A prediction with more processor time than this does not start on the server's threads.
 pub(crate) const LONG: Duration = Duration::from_micros(500);
 
-/// How much less urgent than the server's these threads are (`nice`).
+/// How much lower the priority of these threads is than the server's (`nice`).
 const NICE: i32 = 5;
 
-/// Versions that one deployment loads at once; more wait.
+/// Versions that one deployment loads at once. Further loads wait.
 const LOADING_AT_ONCE: usize = 4;
 
-/// A future on its way.
+/// A boxed future.
 pub(crate) type Job<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// The threads of one deployment, started when they are first needed.
+/// The threads of one deployment. They are started when they are first needed.
 pub(crate) struct Threads {
     name: String,
     count: u32,
-    /// Places of loads.
+    /// Permits for loads.
     loading: Semaphore,
     started: OnceLock<Option<Started>>,
 }
 
 impl Threads {
-    /// `count` threads, or one a core.
+    /// `count` threads, or one per core.
     pub(crate) fn new(name: &DeploymentName, count: Option<u32>) -> Self {
         let cores = || {
             std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1))
@@ -57,7 +58,7 @@ impl Threads {
         self.count
     }
 
-    /// Runs a job: starts it here unless it is long, and goes on with it on this deployment's threads.
+    /// Runs a job. Starts it on this thread unless it is long, and moves it to the deployment's threads if need be.
     pub(crate) async fn run<T: Send + 'static>(&self, mut job: Job<T>, is_long: bool) -> Result<T, Error> {
         if !is_long {
             let here = std::future::poll_fn(|context| {
@@ -76,7 +77,7 @@ impl Threads {
         AbortOnDropHandle::new(threads.spawn(job)).await.map_err(ended)
     }
 
-    /// Goes on with a job there.
+    /// Runs a job on the deployment's threads.
     pub(crate) fn spawn(&self, job: Job<()>) {
         match self.handle() {
             Some(threads) => drop(threads.spawn(job)),
@@ -84,8 +85,8 @@ impl Threads {
         }
     }
 
-    /// Loads a version: up to [`LOADING_AT_ONCE`] at a time, on threads that do nothing else, because reading and mapping files blocks. What
-    /// a load waits for runs elsewhere, so that no load waits for a thread that another load holds.
+    /// Runs a load, up to [`LOADING_AT_ONCE`] at a time. Reading and mapping files blocks, so loads have their own
+    /// threads. What a load waits for runs on other threads, so no load waits for a thread that another load holds.
     pub(crate) async fn load<T: Send + 'static>(&self, job: Job<T>) -> Result<T, Error> {
         let place = self.loading.acquire().await;
         let _place = place.map_err(|_| Error::internal("loading has ended"))?;
@@ -102,11 +103,12 @@ impl Threads {
         self.started.get_or_init(|| self.start()).as_ref()
     }
 
-    /// Without threads of its own, the deployment's jobs run on the server's.
+    /// Without threads of its own, a deployment uses the server's.
     fn start(&self) -> Option<Started> {
         let mut running = Builder::new_multi_thread();
         running.worker_threads(self.count as usize).thread_name(format!("run-{}", self.name)).enable_all();
-        // Nothing drives this one: it is a set of threads that come when they are needed and go when they idle.
+        // This runtime is never driven. It only provides blocking threads, which start on demand and end when they
+        // idle.
         let mut loading = Builder::new_current_thread();
         loading.max_blocking_threads(LOADING_AT_ONCE).thread_name(format!("load-{}", self.name));
         let build = |builder: &mut Builder| builder.on_thread_start(less_urgent).build();
@@ -127,9 +129,9 @@ impl Threads {
 
 /// The threads of one deployment.
 struct Started {
-    /// For predictions, and for what loads hand over.
+    /// For predictions, and for tasks of loads.
     running: Runtime,
-    /// For loads alone.
+    /// For loads only.
     loading: Runtime,
 }
 
@@ -149,5 +151,5 @@ impl Drop for Threads {
 }
 
 fn ended(error: tokio::task::JoinError) -> Error {
-    Error::internal(format!("what ran did not end: {error}"))
+    Error::internal("what ran did not end").because(error)
 }

@@ -1,4 +1,4 @@
-//! What graphs, batches and GPUs do, read at each scrape. The GPUs have Triton's names.
+//! Metrics of graphs, batches and GPUs, read at each scrape. The GPU metrics have Triton's names.
 
 use std::fmt::Error;
 
@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::usage::{self, Read, Watch, number};
 
-/// Tells what the GPUs do.
+/// Reads the state of the GPUs.
 pub type ReadGpus = Box<dyn Fn() -> Vec<GpuStatus> + Send + Sync>;
 
 pub(crate) type GpuCollector = Watch<Vec<GpuStatus>>;
@@ -46,7 +46,7 @@ const GAUGES: [(&str, &str, Read<GraphStatus>); 2] = [
 
 type ReadCounts = fn(&GraphStatus) -> &Histogram;
 
-/// With what one of the histogram's units is in the metric's.
+/// The number is the histogram's unit in units of the metric.
 const HISTOGRAMS: [(&str, &str, f64, ReadCounts); 2] = [
     ("graph_batch_rows", "Rows that one evaluation answered", 1.0, |did| &did.batch_rows),
     ("graph_queue_seconds", "Time that a request waited for others to join and for a thread", 1e-6, |did| {
@@ -54,7 +54,7 @@ const HISTOGRAMS: [(&str, &str, f64, ReadCounts); 2] = [
     }),
 ];
 
-/// Writes what the versions' graphs do.
+/// Writes the metrics of the versions' graphs.
 pub(crate) fn encode(encoder: &mut DescriptorEncoder<'_>, versions: &[VersionUsage]) -> Result<(), Error> {
     let graphs = || versions.iter().flat_map(|took| took.graphs.iter().map(move |graph| (took, graph)));
     for (name, help, read) in GAUGES {

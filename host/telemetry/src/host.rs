@@ -1,4 +1,4 @@
-//! What the host holds for its clients, read at each scrape.
+//! Metrics of what the host holds for its clients, read at each scrape.
 
 use std::fmt::Error;
 
@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::usage::{Watch, number};
 
-/// What clients hold of the host.
+/// What the host holds for its clients.
 #[derive(Debug, Clone, Default)]
 pub struct Clients {
     /// Open connections by port: `public`, `grpc`, `admin`.
@@ -18,7 +18,7 @@ pub struct Clients {
     pub held_bytes: u64,
 }
 
-/// Tells what there is now.
+/// Reads what the host holds now.
 pub type ReadClients = Box<dyn Fn() -> Clients + Send + Sync>;
 
 pub(crate) type ClientsCollector = Watch<Clients>;

@@ -1,4 +1,4 @@
-//! What operators watch: metrics in the Prometheus text format, and log lines.
+//! What operators watch: metrics in the Prometheus text format, and the log.
 
 mod graphs;
 mod host;

@@ -1,4 +1,4 @@
-//! Counters and histograms, one set a version. Labels are registered names, so their number is bounded.
+//! Counters and histograms, one set per version. Labels are registered names, so their number is bounded.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -52,7 +52,7 @@ struct Status {
 /// The host's metrics.
 pub struct Metrics {
     registry: Registry,
-    /// Names without our prefix.
+    /// Metrics without our prefix.
     triton: Registry,
     families: Families,
     http: Family<Status, Counter>,
@@ -71,7 +71,7 @@ struct Families {
     comparisons: Family<Compared, Counter>,
 }
 
-/// 10 microseconds to 5 seconds.
+/// Buckets from 10 microseconds to 5 seconds.
 fn durations() -> Histogram {
     Histogram::new(exponential_buckets(1e-5, 2.0, 20))
 }
@@ -124,7 +124,7 @@ impl Metrics {
         self.http.get_or_create(&Status { route, status }).inc();
     }
 
-    /// How often a challenger's answers compared how, by [`agreement_label`].
+    /// Counts how a challenger's answers compared, by [`agreement_label`].
     pub fn comparisons(
         &self,
         model: &ModelName,
@@ -142,22 +142,22 @@ impl Metrics {
         })
     }
 
-    /// Shows what deployments and versions hold and do, as `read` tells at each scrape. Only the first call counts.
+    /// Reads deployments and versions with `read` at each scrape. Only the first call has an effect.
     pub fn watch(&self, read: ReadUsage) {
         drop(self.usage.0.set(read));
     }
 
-    /// Shows what clients hold, as `read` tells at each scrape. Only the first call counts.
+    /// Reads what clients hold with `read` at each scrape. Only the first call has an effect.
     pub fn watch_clients(&self, read: ReadClients) {
         drop(self.clients.0.set(read));
     }
 
-    /// Shows what the GPUs do, as `read` tells at each scrape. Only the first call counts.
+    /// Reads the GPUs with `read` at each scrape. Only the first call has an effect.
     pub fn watch_gpus(&self, read: ReadGpus) {
         drop(self.gpus.0.set(read));
     }
 
-    /// Everything in the OpenMetrics text format.
+    /// Writes all metrics in the OpenMetrics text format.
     pub fn render(&self) -> String {
         let mut out = String::new();
         let encoded = text::encode_registry(&mut out, &self.registry)
@@ -172,7 +172,7 @@ impl Metrics {
     }
 }
 
-/// The outcomes a comparison is counted under: equal answers, numbers within 1e-6, anything else, failed, dropped.
+/// The label of a comparison: equal answers, numbers within 1e-6, anything else, failed, dropped.
 pub fn agreement_label(agreement: Agreement) -> &'static str {
     match agreement {
         Agreement::Compared(0.0) => "equal",
@@ -201,7 +201,7 @@ impl Observer for Metrics {
     }
 }
 
-/// One version's metrics, looked up once.
+/// One version's metrics. They are looked up once.
 pub(crate) struct VersionRecorder {
     families: Families,
     primary: LazyRole,
@@ -210,7 +210,8 @@ pub(crate) struct VersionRecorder {
     waiting: AtomicU32,
 }
 
-/// Made when the version first sees a request in this role: ten thousand idle versions have no series.
+/// The metrics of one role, made when the version first gets a request in it. Ten thousand idle versions have no
+/// series.
 struct LazyRole {
     labels: Versioned,
     metrics: std::sync::OnceLock<RoleMetrics>,
@@ -236,7 +237,7 @@ impl VersionRecorder {
         &self.totals
     }
 
-    /// Whether a caller asked it anything yet.
+    /// Whether the version ever got a request.
     pub(crate) fn is_used(&self) -> bool {
         self.primary.metrics.get().is_some()
     }
@@ -349,7 +350,8 @@ mod tests {
             "modelhost_predictions_total{model=\"a/b\",version=\"2\",role=\"primary\",code=\"ok\"} 1",
             "modelhost_predictions_total{model=\"a/b\",version=\"2\",role=\"primary\",code=\"plugin_fault\"} 1",
             "modelhost_prediction_rows_total{model=\"a/b\",version=\"2\",role=\"primary\"} 3",
-            "modelhost_challenger_comparisons_total{model=\"a/b\",served=\"1\",challenger=\"2\",agreement=\"differs\"} 1",
+            "modelhost_challenger_comparisons_total\
+             {model=\"a/b\",served=\"1\",challenger=\"2\",agreement=\"differs\"} 1",
             "modelhost_http_requests_total{route=\"infer\",status=\"200\"} 1",
             "nv_inference_request_success{model=\"a/b\",version=\"2\"} 1",
             "nv_inference_request_failure{model=\"a/b\",version=\"2\"} 1",

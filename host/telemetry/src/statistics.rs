@@ -1,4 +1,4 @@
-//! One version's totals, as plain atomics: the statistics extension and the `nv_*` metrics read them.
+//! One version's totals, as plain atomics. The statistics extension and the `nv_*` metrics read them.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,7 +47,7 @@ impl Totals {
         self.encode.add(encode);
     }
 
-    /// A hit is a success too: nothing waited, nothing ran.
+    /// A hit is a success too. Nothing waited and nothing ran.
     pub(crate) fn cache_hit(&self, took: Duration) {
         self.cache_hit.add(took);
         self.success.add(took);
@@ -76,7 +76,7 @@ impl Totals {
         }
     }
 
-    /// (upper bound in microseconds, answers) of every class that has any.
+    /// The non-empty classes: upper bound in microseconds, number of answers.
     pub(crate) fn latency(&self) -> Vec<(u64, u64)> {
         self.latency.read()
     }
@@ -88,7 +88,8 @@ impl Totals {
     }
 }
 
-/// Counts of durations, from 1 microsecond to over an hour; a class's bound is at most a quarter above them. Made when the first one comes.
+/// Counts durations from 1 microsecond to over an hour. The bound of a class is at most a quarter above its values.
+/// Allocated with the first duration.
 #[derive(Default)]
 struct Latency(OnceLock<Box<Counts<4, 132>>>);
 

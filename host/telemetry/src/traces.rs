@@ -1,7 +1,7 @@
 //! W3C trace context of requests, and their spans to an OpenTelemetry collector over OTLP.
 //!
-//! Source: W3C Trace Context, level 1 (`traceparent` in) and the level 2 draft (`traceresponse` out). Export is batched and bounded
-//! by the SDK: a span that does not fit its queue is dropped.
+//! Source: W3C Trace Context, level 1 (`traceparent` in) and the level 2 draft (`traceresponse` out). The SDK batches
+//! the export and bounds its queue. It drops a span that does not fit.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -24,7 +24,7 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Joins the trace that a `traceparent` header names; begins one without it, or where it is malformed.
+    /// Joins the trace of a `traceparent` header. Begins a new one if the header is missing or malformed.
     fn begin(traceparent: Option<&str>, sample: impl FnOnce() -> bool) -> Self {
         let span = fastrand::u64(1..);
         match traceparent.and_then(parse) {
@@ -44,14 +44,14 @@ impl Trace {
     }
 }
 
-/// The `traceresponse` header's value: trace, our span, whether it is recorded.
+/// The value of the `traceresponse` header: the trace, our span, and whether it is recorded.
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace, self.span, u8::from(self.sampled))
     }
 }
 
-/// `00-{trace}-{span}-{flags}`, lower-case hexadecimal; neither id may be zero. Later versions may append fields.
+/// `00-{trace}-{span}-{flags}` in lower-case hexadecimal. Neither id may be zero. Later versions may append fields.
 fn parse(text: &str) -> Option<(u128, u64, bool)> {
     let mut parts = text.trim().split('-');
     let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -67,16 +67,16 @@ fn parse(text: &str) -> Option<(u128, u64, bool)> {
     Some((trace, span, u8::from_str_radix(flags, 16).ok()? & 1 == 1))
 }
 
-/// A request as its span shows it.
+/// A finished request, as its span shows it.
 #[derive(Debug)]
 pub struct Finished<'a> {
-    /// What was asked, e.g. `infer`.
+    /// The action, e.g. `infer`.
     pub name: &'static str,
     /// How long ago it began.
     pub took: Duration,
-    /// The model, once it is known.
+    /// The model, if it is known.
     pub model: &'a str,
-    /// The version that answered, once that is known.
+    /// The version that answered, if it is known.
     pub version: Option<u32>,
     /// The HTTP status.
     pub status: u16,
@@ -84,12 +84,12 @@ pub struct Finished<'a> {
     pub parts: [(&'static str, Duration); 4],
 }
 
-/// Decides which requests are traced, and sends their spans.
+/// Decides which requests are traced and sends their spans.
 #[derive(Default)]
 pub struct Traces {
     export: Option<BatchSpanProcessor>,
     off: AtomicBool,
-    /// One in this many requests; 0 stands for 1.
+    /// One in this many requests is traced. 0 stands for 1.
     rate: AtomicU32,
     seen: AtomicU64,
 }
@@ -107,7 +107,7 @@ impl Traces {
         Ok(Self { export: Some(processor), ..Self::default() })
     }
 
-    /// The place of a request, if it has one: its caller named a trace, or spans are exported.
+    /// The place of a request in a trace. `None` if its caller names no trace and spans are not exported.
     pub fn begin(&self, traceparent: Option<&str>) -> Option<Trace> {
         let exports = self.export.is_some() && !self.off.load(Ordering::Relaxed);
         if traceparent.is_none() && !exports {
@@ -119,7 +119,7 @@ impl Traces {
         }))
     }
 
-    /// Sends the span of a request that is answered, if it is sampled.
+    /// Sends the span of an answered request, if it is sampled.
     #[expect(clippy::disallowed_methods, reason = "a span says when it was; nothing is decided by it")]
     pub fn end(&self, trace: &Trace, finished: &Finished<'_>) {
         let Some(processor) =
@@ -167,7 +167,7 @@ impl Traces {
         (on, self.rate.load(Ordering::Relaxed).max(1))
     }
 
-    /// Changes what is exported from now on. Errors: unsupported, when no collector is configured.
+    /// Changes what is exported from now on. Errors: unsupported, if no collector is configured.
     pub fn set(&self, on: Option<bool>, rate: Option<u32>) -> Result<(), Error> {
         if self.export.is_none() && on == Some(true) {
             return Err(Error::new(
@@ -184,7 +184,7 @@ impl Traces {
         Ok(())
     }
 
-    /// Sends what waits. Blocks; call it off the async threads.
+    /// Sends the spans that wait. Blocks, so call it off the async threads.
     pub fn flush(&self) {
         if let Some(processor) = &self.export
             && let Err(error) = processor.shutdown()

@@ -1,7 +1,7 @@
-//! Triton's metric names, so that dashboards made for it keep working: `nv_inference_*`, one series a version.
+//! Triton's metric names, `nv_inference_*`, one series per version. Dashboards made for Triton keep working.
 //!
-//! Source: triton-inference-server/server, docs/user_guide/metrics.md. Typed `unknown`, because OpenMetrics would append
-//! `_total` to the name of a counter.
+//! Source: triton-inference-server/server, docs/user_guide/metrics.md. The metrics have the type `unknown`, because
+//! OpenMetrics would append `_total` to the name of a counter.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
@@ -15,7 +15,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::metrics::VersionRecorder;
 
-/// The recorders of versions that exist.
+/// The recorders of all versions.
 #[derive(Clone, Default)]
 pub(crate) struct Recorders(Arc<Mutex<Vec<Weak<VersionRecorder>>>>);
 

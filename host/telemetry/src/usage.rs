@@ -1,5 +1,5 @@
-//! What deployments and versions hold and do, read at each scrape. `modelhost_deployment_utilisation` and
-//! `modelhost_deployment_waiting` are what an autoscaler watches.
+//! Metrics of deployments and versions, read at each scrape. An autoscaler watches `modelhost_deployment_utilisation`
+//! and `modelhost_deployment_waiting`.
 
 use std::fmt::{Debug, Error, Formatter};
 use std::sync::{Arc, OnceLock};
@@ -15,10 +15,10 @@ use crate::graphs;
 
 type Usage = (Vec<DeploymentStatus>, Vec<VersionUsage>);
 
-/// Tells what there is now: every deployment, and every version that was used.
+/// Reads every deployment, and every version that was used.
 pub type ReadUsage = Box<dyn Fn() -> Usage + Send + Sync>;
 
-/// What is read anew at each scrape, once it is known from whom.
+/// A value that is read at each scrape, once its reader is set.
 #[derive(Clone, Default)]
 pub(crate) struct Watch<T>(pub(crate) Arc<OnceLock<Box<dyn Fn() -> T + Send + Sync>>>);
 

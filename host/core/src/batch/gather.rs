@@ -1,8 +1,10 @@
-//! Which requests are answered together, and when: the one rule, for requests to a component and for evaluations of a graph.
+//! Decides which requests are answered together, and when. The same rule holds for requests to a component and for
+//! evaluations of a graph.
 //!
-//! A newcomer joins the oldest batch that it fits and that has room for its rows, else it opens one. A batch is due when it is full, or
-//! when one of its members has waited long enough for others. What cannot be joined is a batch by itself, due at once. No clock and no
-//! thread: times are arguments, and whoever runs batches asks for those that are due.
+//! A new request joins the oldest batch that it fits and that has room for its rows; otherwise it opens one. A batch
+//! is due when it is full, or when one of its members has waited long enough for others. A request that cannot be
+//! joined is a batch by itself and is due at once. There is no clock and no thread here: times are arguments, and the
+//! caller asks for the batches that are due.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -39,7 +41,7 @@ pub struct Member<T> {
 }
 
 impl<T> Member<T> {
-    /// Until when it waits for others: at most `delay`, and never more than half of the time that it has.
+    /// Until when it waits for others: at most `delay`, and at most half of the time that it has.
     fn patience(&self, delay: Duration) -> Instant {
         let time = self.deadline.saturating_duration_since(self.arrived);
         self.arrived + delay.min(time / 2)
@@ -50,17 +52,18 @@ impl<T> Member<T> {
 #[derive(Debug)]
 pub struct Batch<T> {
     members: Vec<Member<T>>,
-    /// `None`: nobody may join.
+    /// `None`: no request may join.
     room: Option<u64>,
     due: Instant,
 }
 
-/// What came of a batch.
+/// The result of a batch.
 #[derive(Debug)]
 pub enum Settled<T> {
-    /// Of every member: what it is answered.
+    /// Each member with its answer.
     Answered(Vec<(T, Result<Vec<Tensor>, Error>)>),
-    /// Several failed together, with this error. It says nothing of the single member, so each is asked alone ([`Gather::again`]).
+    /// Several failed together, with this error. The error says nothing of a single member, so each is asked alone
+    /// ([`Gather::again`]).
     Failed(Vec<Member<T>>, Error),
 }
 
@@ -70,17 +73,19 @@ impl<T: Join> Batch<T> {
         &self.members
     }
 
-    /// Takes out those who need no answer any more, and leaves the rest.
+    /// Takes out the members that need no answer any more, and leaves the rest.
     pub fn part(&mut self, leaves: impl FnMut(&mut Member<T>) -> bool) -> Vec<Member<T>> {
         self.members.extract_if(.., leaves).collect()
     }
 
-    /// Rows of all members together. One that cannot be joined may have inputs of different rows; it counts as one.
+    /// Rows of all members together. A request that cannot be joined may have inputs of different rows; it counts as
+    /// one row.
     pub fn rows(&self) -> u64 {
         self.members.iter().map(|member| rows(member.request.inputs()).unwrap_or(1)).sum()
     }
 
-    /// When nobody waits for it any more: the latest deadline of its members. A member's own wait ends at its own deadline.
+    /// The latest deadline of its members: after it no caller waits for the batch. A member's own wait ends at its
+    /// own deadline.
     pub fn deadline(&self) -> Option<Instant> {
         self.members.iter().map(|member| member.deadline).max()
     }
@@ -96,7 +101,7 @@ impl<T: Join> Batch<T> {
         }
     }
 
-    /// What each member is answered when [`Batch::inputs`] were answered so.
+    /// Answers each member, when this is the outcome of [`Batch::inputs`].
     pub fn settle(mut self, outcome: Result<Vec<Tensor>, Error>) -> Settled<T> {
         if self.members.len() <= 1 {
             let only = self.members.pop().map(|member| (member.request, outcome));
@@ -124,12 +129,12 @@ pub struct Gather<T> {
 }
 
 impl<T: Join> Gather<T> {
-    /// Nobody waits yet. [`Batching::NONE`] joins nothing.
+    /// An empty queue. [`Batching::NONE`] joins nothing.
     pub fn new(batching: Batching) -> Self {
         Self { batching, batches: VecDeque::new(), waiting: 0 }
     }
 
-    /// One more waits.
+    /// Adds a request that waits.
     pub fn push(&mut self, member: Member<T>) {
         let most = u64::from(self.batching.max_batch);
         let rows = rows(member.request.inputs()).filter(|rows| *rows > 0 && *rows < most);
@@ -151,7 +156,7 @@ impl<T: Join> Gather<T> {
         }
     }
 
-    /// Members of a batch that failed wait anew, each alone, so that the one at fault fails alone.
+    /// The members of a batch that failed wait once more, each alone. So the one at fault fails alone.
     pub fn again(&mut self, members: Vec<Member<T>>) {
         members.into_iter().for_each(|member| self.push_alone(member));
     }
@@ -169,14 +174,14 @@ impl<T: Join> Gather<T> {
         Some(batch)
     }
 
-    /// When the next batch is due, some moment that has passed if one is due already; `None` while nobody waits.
+    /// When the next batch is due. The moment has passed when a batch is due already. `None` while no request waits.
     pub fn due(&self) -> Option<Instant> {
-        // What nobody may join is due, and of what one may join there is little: a long queue is not searched.
+        // A batch that no request may join is due. Few batches have room, so a long queue is not searched.
         let first = self.batches.iter().find(|batch| batch.room.is_none());
         first.map(|batch| batch.due).or_else(|| self.batches.iter().map(|batch| batch.due).min())
     }
 
-    /// Takes out one that waits, because its caller left.
+    /// Takes out a request, because its caller left.
     pub fn remove(&mut self, is_it: impl Fn(&T) -> bool) -> Option<Member<T>> {
         let place = |batch: &Batch<T>| batch.members.iter().position(|member| is_it(&member.request));
         let (at, member) =
@@ -199,7 +204,7 @@ impl<T: Join> Gather<T> {
         self.waiting
     }
 
-    /// Whether nobody waits.
+    /// Whether no request waits.
     pub fn is_empty(&self) -> bool {
         self.waiting == 0
     }

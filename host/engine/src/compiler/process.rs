@@ -1,4 +1,4 @@
-//! A compiler's process, seen from the host.
+//! The host's side of a compiler process.
 
 use std::io::{BufReader, BufWriter};
 use std::path::Path;
@@ -6,29 +6,29 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::error::Error;
 use rustix::process::{Pid, setpriority_process};
 use tokio::sync::oneshot;
 
 use super::wire::{Answer, Job};
 
-/// How urgent the slow lane is (`nice`).
+/// The priority of the slow lane (`nice`).
 const SLOW_NICE: i32 = 19;
 
-/// Started, and told nothing yet.
+/// A started process that waits for its job.
 pub(super) struct Process {
     child: Shared,
     input: ChildStdin,
     output: ChildStdout,
 }
 
-/// Compiles.
+/// A process that works on its job.
 pub(super) struct Running {
     child: Shared,
     answer: oneshot::Receiver<Result<Answer, Error>>,
 }
 
-/// Whoever lets it go ends the process.
+/// Dropping this ends the process.
 struct Shared(Arc<Mutex<Child>>);
 
 impl Shared {
@@ -46,11 +46,10 @@ impl Drop for Shared {
 }
 
 impl Process {
-    /// Errors: internal, when it does not start.
+    /// Errors: internal, if it does not start.
     pub(super) fn start(command: Option<&Path>) -> Result<Self, Error> {
-        let no_compiler =
-            |why: &dyn std::fmt::Display| Error::internal(format!("compile: no compiler starts: {why}"));
-        let command = command.ok_or_else(|| no_compiler(&"none is configured"))?;
+        let no_compiler = |why: String| Error::internal("no compiler starts").because(why);
+        let command = command.ok_or_else(|| no_compiler("none is configured".to_owned()))?;
         let mut child = Command::new(command)
             .arg(super::COMPILE)
             .env_clear()
@@ -58,26 +57,26 @@ impl Process {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|error| no_compiler(&format!("{}: {error}", command.display())))?;
+            .map_err(|error| no_compiler(format!("{}: {error}", command.display())))?;
         let pipes = child.stdin.take().zip(child.stdout.take());
         let child = Shared(Arc::new(Mutex::new(child)));
-        let (input, output) = pipes.ok_or_else(|| no_compiler(&"it has no pipes"))?;
+        let (input, output) = pipes.ok_or_else(|| no_compiler("it has no pipes".to_owned()))?;
         Ok(Self { child, input, output })
     }
 
-    /// Whether it waits for a job.
+    /// Whether it waits for its job.
     pub(super) fn is_alive(&self) -> bool {
         matches!(self.child.lock().try_wait(), Ok(None))
     }
 
-    /// Tells it what to do, on a thread of its own: pipes block. Errors: internal, when there is no thread.
+    /// Sends it the job. A thread does that, because pipes block. Errors: internal, if there is no thread.
     pub(super) fn run(self, job: Arc<Job>) -> Result<Running, Error> {
         let Self { child, input, output } = self;
         let (sender, answer) = oneshot::channel();
         let shared = Shared(Arc::clone(&child.0));
         let talk = move || drop(sender.send(exchange(&shared, input, output, &job)));
         let thread = std::thread::Builder::new().name("compiler".into()).spawn(talk);
-        thread.map_err(|error| Error::internal(format!("compile: no thread: {error}")))?;
+        thread.map_err(|error| Error::internal("no thread talks to a compiler").because(error))?;
         Ok(Running { child, answer })
     }
 }
@@ -90,27 +89,28 @@ fn exchange(child: &Shared, input: ChildStdin, output: ChildStdout, job: &Job) -
     let mut child = child.lock();
     drop(child.kill());
     let ended = child.wait();
-    answer.map_err(|_| {
+    answer.map_err(|error| {
         let ended = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
-        let mib = job.bytes >> 20;
+        let (step, mib) = (job.task.step(), job.bytes >> 20);
         let text =
-            format!("compile: the compiler ended ({ended}), as it does when it needs more than {mib} MiB");
-        Error::new(ErrorCode::PluginFault, text)
+            format!("{step}: its process ended ({ended}), as it does when it needs more than {mib} MiB");
+        Error::fault(text).because(error)
     })
 }
 
 impl Running {
-    /// Processor time that it took so far; none once it ended.
+    /// Its processor time so far. 0 after it ended.
     pub(super) fn used(&self) -> Duration {
         let pid = self.child.lock().id();
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // After the name: the state, then numbers, of which the 12th and 13th are the user's and the system's ticks.
+        // After the name come the state and then numbers. The 12th and 13th field are the ticks of the user and of
+        // the system.
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
         let ticks: u64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
         Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second().max(1))
     }
 
-    /// Makes it less urgent than those that have their turn.
+    /// Gives it a lower priority than those that have a turn.
     pub(super) fn yield_to_turns(&self) {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.lock().id()));
         for task in tasks.into_iter().flatten().flatten() {
@@ -121,10 +121,10 @@ impl Running {
         }
     }
 
-    /// Errors: plugin fault, when it ended without an answer.
+    /// Errors: plugin fault, if it ended without an answer.
     pub(super) async fn answer(&mut self) -> Result<Answer, Error> {
         (&mut self.answer)
             .await
-            .unwrap_or_else(|_| Err(Error::internal("compile: nobody talks to the compiler")))
+            .unwrap_or_else(|_| Err(Error::internal("nobody talks to the compiler any more")))
     }
 }

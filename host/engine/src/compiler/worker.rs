@@ -1,4 +1,4 @@
-//! The compiler's side: reads one job, answers, and ends.
+//! The compiler process's side: reads one job, answers, and ends.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -13,20 +13,24 @@ use wasmtime::{CacheStore, Engine};
 use wasmtime_wizer::{ComponentInstanceState, Wizer};
 
 use super::Functions;
-use super::wire::{Answer, Job, Kind, Value};
+use super::wire::{Answer, Compile, Job, Kind, Task, Value};
 use crate::compile::compiling_engine;
 use crate::said;
 
-/// How much less urgent than everything that serves (`nice`).
+/// How much lower its priority is than the host's (`nice`).
 const NICE: i32 = 10;
 
-/// Compiles what standard input names and writes the code to standard output. What the executable does that
-/// [`crate::Config::compiler`] names. Errors: input that is no job, output that nobody reads.
+/// Reads a job from standard input, does it, and writes the answer to standard output. The executable
+/// [`crate::Config::compiler`] calls this. Errors: the input is not a job, or nothing reads the output.
 pub fn run() -> io::Result<()> {
     setpriority_process(None, NICE)?;
     limit(Resource::Core, 0)?;
     let job = Job::read(&mut io::stdin().lock())?;
     limit(Resource::Data, job.bytes)?;
+    if let Task::TryGraphs(_) = &job.task {
+        // Without memory a backend panics. It would catch the panic and blame the graph.
+        std::panic::set_hook(Box::new(|_| std::process::abort()));
+    }
     std::thread::Builder::new().name("host".into()).spawn(end_with_host)?;
     perform(job).write(&mut io::stdout().lock())
 }
@@ -35,19 +39,26 @@ fn limit(resource: Resource, most: u64) -> io::Result<()> {
     Ok(setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?)
 }
 
-/// The host keeps the input open for as long as it waits for the answer.
+/// The host keeps the input open while it waits for the answer.
 fn end_with_host() {
     drop(io::stdin().lock().read(&mut [0]));
     std::process::exit(1);
 }
 
-/// Does the job, wherever it is done.
+/// Does a job, in whatever process.
 pub(super) fn perform(job: Job) -> Answer {
-    let done = catch_unwind(AssertUnwindSafe(|| compile(job)));
-    done.unwrap_or_else(|_| Answer::Failed("compile: the compiler has no answer for this component".into()))
+    let step = job.task.step();
+    let done = catch_unwind(AssertUnwindSafe(|| match job.task {
+        Task::Compile(job) => compile(job),
+        Task::TryGraphs(untried) => match untried.read() {
+            Ok(()) => Answer::Tried,
+            Err(error) => Answer::Failed(said::text(&error.within(step).message)),
+        },
+    }));
+    done.unwrap_or_else(|_| Answer::Failed(format!("{step}: it panicked")))
 }
 
-fn compile(job: Job) -> Answer {
+fn compile(job: Compile) -> Answer {
     let failed = |step: &str, error: &wasmtime::Error| Answer::Failed(said::error(step, error));
     let cache = Arc::new(Cache::new(job.functions));
     let engine = match compiling_engine(Arc::clone(&cache) as Arc<dyn CacheStore>) {
@@ -89,7 +100,7 @@ fn precompile(engine: &Engine, wasm: &[u8]) -> wasmtime::Result<Bytes> {
     engine.precompile_component(wasm).map(Bytes::from)
 }
 
-/// Functions that came with the job, and those compiled since.
+/// Functions that came with the job, and newly compiled ones.
 #[derive(Debug)]
 struct Cache {
     known: HashMap<Bytes, Bytes>,
@@ -118,10 +129,10 @@ impl CacheStore for Cache {
     }
 }
 
-/// What an instance's exports told, in place of the instance.
+/// The values of an instance's exports, in place of the instance.
 struct Told {
     state: HashMap<String, Value>,
-    /// The first that was asked for and not told.
+    /// The first requested value that is missing.
     missing: Option<String>,
 }
 

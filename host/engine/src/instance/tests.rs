@@ -1,5 +1,6 @@
-//! Nothing of one request reaches the next, whatever way the pool resets its slots.
+//! No data of a request reaches the next one, however the pool resets its slots.
 
+use std::sync::Mutex;
 use std::time::Instant;
 
 use modelhost_core::artifact::{Artifact, Digest};
@@ -15,7 +16,7 @@ use super::*;
 use crate::compile::{self, Config};
 use crate::state;
 
-/// Requests over all settings and threads.
+/// The number of requests over all settings and threads.
 const REQUESTS: u32 = 1_000_000;
 const THREADS: u32 = 2;
 
@@ -88,7 +89,7 @@ fn a_million_fresh_instances_find_no_secret_whatever_the_reset() {
     }
     let each = REQUESTS / u32::try_from(settings.len()).unwrap() / THREADS + 1;
     for (keep_resident_bytes, pagemap_scan) in settings {
-        // Few slots, so that each is used again at once.
+        // With few slots, each one is reused at once.
         let config =
             Config { instances: 4, keep_resident_bytes, pagemap_scan, ..Config::new(dir.path().to_owned()) };
         let loaded = loaded(&config, Instances::Fresh);
@@ -107,12 +108,12 @@ fn a_million_fresh_instances_find_no_secret_whatever_the_reset() {
     }
 }
 
-/// The guest would find its secret if there were one: the same guest in a warm instance does.
+/// Proves that the guest would find a secret: the same guest finds it in a warm instance.
 #[test]
 fn a_warm_instance_finds_what_it_left() {
     struct NoBlobs;
     impl BlobStore for NoBlobs {
-        fn read<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
+        fn read<'a>(&'a self, _: &'a Digest, _: u64) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
             Box::pin(async { Err(Error::not_found("no blobs")) })
         }
     }
@@ -135,12 +136,12 @@ fn a_warm_instance_finds_what_it_left() {
     });
 }
 
-/// `table.set` is one of the things that a snapshot cannot keep.
+/// A snapshot cannot keep `table.set`.
 #[test]
 fn insisting_on_fresh_instances_refuses_what_cannot_be_snapshot() {
     struct Secret;
     impl BlobStore for Secret {
-        fn read<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
+        fn read<'a>(&'a self, _: &'a Digest, _: u64) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
             Box::pin(async { Ok(secret_component().into()) })
         }
     }
@@ -158,13 +159,13 @@ fn insisting_on_fresh_instances_refuses_what_cannot_be_snapshot() {
     assert!(refusal.message.contains("table"), "it names the reason: {refusal}");
 }
 
-/// Holds nothing, and counts who asks.
+/// An empty store that records the size limit of each read.
 #[derive(Default)]
-struct Nothing(AtomicU64);
+struct Nothing(Mutex<Vec<u64>>);
 
 impl BlobStore for Nothing {
-    fn read<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
-        self.0.fetch_add(1, Ordering::Relaxed);
+    fn read<'a>(&'a self, _: &'a Digest, most: u64) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
+        self.0.lock().unwrap().push(most);
         Box::pin(async { Err(Error::not_found("no blobs")) })
     }
 }
@@ -186,18 +187,19 @@ fn a_version_that_does_not_start_is_not_started_again_at_once() {
             let deadline = Deadline::after(Instant::now(), Duration::from_secs(10));
             let error = Arc::clone(&loaded).infer(Arc::default(), deadline).await.unwrap_err();
             assert!(error.message.contains("no blobs"), "{error}");
+            assert_eq!(error.code, ErrorCode::Unavailable, "its caller named nothing that is not there");
         }
     });
-    assert_eq!(blobs.0.load(Ordering::Relaxed), 1);
+    assert_eq!(*blobs.0.lock().unwrap(), [1], "it was read once, and its byte only");
     assert_eq!(loaded.footprint().idle_instances, 0);
 }
 
 #[test]
 fn a_start_that_its_caller_leaves_goes_on_with_the_next_one() {
-    /// Ends when it is told to.
+    /// A store whose reads end on command.
     struct Slow(tokio::sync::Semaphore, AtomicU64);
     impl BlobStore for Slow {
-        fn read<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
+        fn read<'a>(&'a self, _: &'a Digest, _: u64) -> BoxFuture<'a, Result<bytes::Bytes, Error>> {
             self.1.fetch_add(1, Ordering::Relaxed);
             Box::pin(async {
                 let _told = self.0.acquire().await.unwrap();
@@ -227,7 +229,19 @@ fn a_start_that_its_caller_leaves_goes_on_with_the_next_one() {
     assert_eq!(blobs.1.load(Ordering::Relaxed), 1, "it was begun once");
 }
 
-/// An artifact and a parameter can spell the same bytes; one must not get what the other left in memory.
+#[test]
+fn a_component_that_is_too_large_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = Arc::new(Nothing::default());
+    let config = Config { instances: 4, ..Config::new(dir.path().to_owned()) };
+    let runtime = crate::Runtime::new(config, Arc::clone(&blobs) as Arc<dyn BlobStore>).unwrap();
+    let memory = Arc::new(MemoryBudget::new(u64::MAX));
+    let error = run(runtime.load(&package(), None, &memory)).map(drop).unwrap_err();
+    assert_eq!((error.code, &*error.message), (ErrorCode::Unavailable, "component: no blobs"));
+    assert_eq!(*blobs.0.lock().unwrap(), [256 << 20]);
+}
+
+/// An artifact and a parameter can have the same bytes. Their snapshots must still differ.
 #[test]
 fn whatever_decides_the_memory_decides_the_key() {
     let dir = tempfile::tempdir().unwrap();

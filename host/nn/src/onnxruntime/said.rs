@@ -1,19 +1,20 @@
-//! What ONNX Runtime's texts mean, where nothing else tells: a session that cannot be made for want of memory or of a device has the same
-//! code (`ORT_FAIL`, or `ORT_RUNTIME_EXCEPTION`) as one for a file that is wrong. Only here is a text looked into.
+//! Classifies ONNX Runtime's messages where nothing else tells failures apart. A session that fails for lack of
+//! memory or of a device has the same code (`ORT_FAIL` or `ORT_RUNTIME_EXCEPTION`) as one that fails for a bad file.
+//! No other code looks into these texts.
 
-/// What a failure was about.
+/// The cause of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Said {
-    /// A device that has no memory left, or an allocation that no machine could serve.
+    /// The device has no memory left, or no machine could serve the allocation.
     NoMemory,
-    /// A device that cannot be used. A plugin looks at its device only when a session is made.
+    /// The device cannot be used. A plugin checks its device only when a session is made.
     NoDevice,
-    /// The graph, or its values.
+    /// The graph or its values.
     Other,
 }
 
-/// What each is part of: they are the arena's, the C++ library's, the WebGPU plugin's (which says why in the log alone), and those of the
-/// factory of plugins.
+/// Parts of messages: of the arena, the C++ library, the WebGPU plugin (which gives the reason only in the log) and
+/// the plugin factory.
 const SIGNS: [(&str, Said); 7] = [
     ("out of memory", Said::NoMemory),
     ("Available memory of", Said::NoMemory),
@@ -32,7 +33,7 @@ pub(super) fn of(text: &str) -> Said {
 mod tests {
     use super::*;
 
-    /// The library's beginnings with endings of ours; the integration tests make the library itself run out of memory.
+    /// The library's messages with other endings. The integration tests make the library itself run out of memory.
     #[test]
     fn tells_memory_and_devices_from_graphs() {
         for (text, expected) in [

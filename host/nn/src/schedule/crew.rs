@@ -1,9 +1,9 @@
-//! The threads that evaluate, and the lanes whose turns they take.
+//! The threads that evaluate, and the lanes that they serve in turn.
 //!
-//! All of it is one state under one lock; evaluations run outside it. What keeps anybody from waiting for nobody: whoever changes the
-//! state so that a batch may be taken earlier calls a thread, and a thread that takes a batch calls another if anything is left. So while
-//! something waits that could be taken, a thread is on its way to look, or sleeps until the first batch is due, or all are evaluating,
-//! and look when they are done.
+//! Everything is one state under one lock. Evaluations run outside it. No request waits in vain: a change that makes
+//! a batch due earlier calls a thread, and a thread that takes a batch calls another one if something is left. So
+//! while a batch could be taken, one of these holds: a thread is about to look, a thread sleeps until the first batch
+//! is due, or all threads evaluate and will look afterwards.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -16,32 +16,32 @@ use modelhost_core::graph::Batching;
 use super::sync::{Condvar, Mutex, MutexGuard, thread};
 use crate::backend::Stop;
 
-/// Evaluations that go on although nobody waits for them: of one version, and of all. Each keeps a thread.
+/// Most evaluations that go on without callers: of one version, and of all. Each keeps a thread.
 pub(super) const MOST_LOST_OF_VERSION: usize = 4;
 pub(super) const MOST_LOST: usize = 64;
 
-/// Evaluations that wait: of one graph, and of all.
+/// Most waiting evaluations: of one graph, and of all.
 pub(super) const MOST_WAITING_OF_LANE: usize = 4096;
 pub(super) const MOST_WAITING: usize = 65_536;
 
-/// One graph, as its threads see it.
+/// One graph, as the threads see it.
 pub(super) trait Line: Send + Sync + 'static {
     type Job: Ticketed + Send;
 
     /// How its jobs are joined.
     fn batching(&self) -> Batching;
 
-    /// Evaluations at once, at most.
+    /// Most evaluations at once.
     fn width(&self) -> usize;
 
     /// Whether both are graphs of one version.
     fn is_beside(&self, other: &Self) -> bool;
 
-    /// Evaluates a batch and answers it; blocks. Those who come back wait again, each alone.
+    /// Evaluates a batch and answers its members. Blocks. Returned members wait again, each alone.
     fn evaluate(&self, batch: Batch<Self::Job>, stop: &Stop) -> Vec<Member<Self::Job>>;
 }
 
-/// Names a job, for whoever leaves before its end.
+/// Names a job, so that its caller can leave before its end.
 pub(super) type Ticket = u64;
 
 pub(super) trait Ticketed: Join {
@@ -51,20 +51,20 @@ pub(super) trait Ticketed: Join {
 pub(super) struct Crew<L: Line> {
     state: Mutex<State<L>>,
     wake: Condvar,
-    /// Threads that are not lost, at most.
+    /// Most threads, not counting lost ones.
     most: usize,
 }
 
 pub(super) struct State<L: Line> {
-    /// Lanes in which somebody waits or that are being evaluated, in the order of their turns.
+    /// Lanes with waiting or running jobs, in the order of their turns.
     lanes: VecDeque<Open<L>>,
     tickets: Ticket,
     waiting: usize,
-    /// Threads that evaluate for somebody, look for a batch, or sleep.
+    /// Threads that evaluate for a caller, look for a batch, or sleep.
     pub(super) threads: usize,
-    /// Those of them that sleep.
+    /// The sleeping ones among them.
     pub(super) idle: usize,
-    /// Threads that evaluate for nobody.
+    /// Threads that evaluate without callers.
     pub(super) lost: usize,
     closed: bool,
 }
@@ -77,10 +77,10 @@ struct Open<L: Line> {
 
 /// An evaluation.
 struct Run {
-    /// Those who wait for it.
+    /// The callers that wait for it.
     callers: Vec<Ticket>,
     stop: Arc<Stop>,
-    /// Nobody waits any more: its thread is not among those that are counted.
+    /// It has no callers any more, so `threads` does not count its thread.
     is_lost: bool,
 }
 
@@ -91,7 +91,7 @@ struct Work<L: Line> {
 }
 
 impl<L: Line> Crew<L> {
-    /// Threads start when they are needed, at most so many.
+    /// Starts threads when they are needed, at most `most`.
     pub(super) fn new(most: usize) -> Arc<Self> {
         let state = State {
             lanes: VecDeque::new(),
@@ -105,7 +105,7 @@ impl<L: Line> Crew<L> {
         Arc::new(Self { state: Mutex::new(state), wake: Condvar::new(), most: most.max(1) })
     }
 
-    /// Its threads end; whoever waits is not answered.
+    /// Ends the threads. Waiting callers get no answer.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
@@ -121,7 +121,8 @@ impl<L: Line> Crew<L> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a job wait for its evaluation. Errors: resource exhausted, when a bound is reached or no thread is left; unavailable, when closed.
+    /// Adds a job. Errors: resource exhausted, if a bound is reached or no thread is left; unavailable, if the crew
+    /// is closed.
     pub(super) fn submit(
         self: &Arc<Self>,
         lane: &Arc<L>,
@@ -136,7 +137,7 @@ impl<L: Line> Crew<L> {
         if state.push(lane, member) {
             self.call(&mut state);
         }
-        // Without a place it waits for an evaluation to end, whose thread then looks.
+        // Without a place, the job waits for an evaluation to end. Its thread then looks for the next batch.
         if state.threads > 0 || !state.has_place(lane) {
             return Ok(ticket);
         }
@@ -146,8 +147,8 @@ impl<L: Line> Crew<L> {
         Err(exhausted("every thread that evaluates graphs goes on past its deadline".to_owned()))
     }
 
-    /// Nobody waits for this job any more. A waiting one is forgotten; an evaluation for nobody is told to stop, and while it goes on another
-    /// thread takes its thread's place.
+    /// Removes the caller of a job. A waiting job is dropped. An evaluation without callers is told to stop. While it
+    /// goes on, another thread replaces its own.
     pub(super) fn leave(self: &Arc<Self>, lane: &Arc<L>, ticket: Ticket) {
         let mut state = self.state();
         let left = state.remove(lane, ticket);
@@ -162,7 +163,8 @@ impl<L: Line> Crew<L> {
         }
     }
 
-    /// Has a thread look for a batch: one that sleeps, or a new one. A machine that has none left lets the others go on.
+    /// Has a thread look for a batch: a sleeping one, or a new one. If the machine has no thread left, the existing
+    /// ones go on.
     fn call(self: &Arc<Self>, state: &mut State<L>) {
         if state.idle > 0 {
             return self.wake.notify_one();
@@ -183,7 +185,7 @@ impl<L: Line> Crew<L> {
             let again = work.lane.evaluate(work.batch, &work.stop);
             state = self.state();
             if !state.end(&work.lane, &work.stop, again, self.most) {
-                // Those who wait may have waited for this place.
+                // Waiting jobs may have waited for this place.
                 if state.due().is_some() {
                     self.call(&mut state);
                 }
@@ -192,7 +194,7 @@ impl<L: Line> Crew<L> {
         }
     }
 
-    /// The next batch; waits for one. `None`: this thread ends.
+    /// Waits for the next batch and takes it. `None`: this thread ends.
     fn next(self: &Arc<Self>, mut state: MutexGuard<'_, State<L>>) -> Option<Work<L>> {
         loop {
             if state.closed {
@@ -220,7 +222,7 @@ impl<L: Line> Crew<L> {
 }
 
 impl<L: Line> State<L> {
-    /// Whether one more may wait. Errors: resource exhausted, unavailable.
+    /// Whether one more job may wait. Errors: resource exhausted; unavailable.
     fn check(&self, lane: &L) -> Result<(), Error> {
         if self.closed {
             return Err(Error::new(ErrorCode::Unavailable, "the host is shutting down"));
@@ -249,7 +251,8 @@ impl<L: Line> State<L> {
         self.lanes.iter().position(|open| Arc::ptr_eq(&open.lane, lane))
     }
 
-    /// Lets a job wait; a new lane has its turn after all others. Says whether a batch can be taken earlier than without it.
+    /// Adds a job to its lane. A new lane has its turn after all others. Returns whether a batch is due earlier than
+    /// before.
     fn push(&mut self, lane: &Arc<L>, member: Member<L::Job>) -> bool {
         if self.at(lane).is_none() {
             let waiting = Gather::new(lane.batching());
@@ -264,7 +267,7 @@ impl<L: Line> State<L> {
         self.at(lane).and_then(|at| self.lanes.get(at)).is_none_or(Open::has_place)
     }
 
-    /// The next batch that is due, of the lane whose turn it is.
+    /// Takes the next due batch, of the lane whose turn it is.
     fn take(&mut self, now: Instant) -> Option<Work<L>> {
         let take = |open: &mut Open<L>| if open.has_place() { open.waiting.take(now) } else { None };
         let (at, batch) = self.lanes.iter_mut().enumerate().find_map(|(at, open)| Some((at, take(open)?)))?;
@@ -282,7 +285,7 @@ impl<L: Line> State<L> {
         self.lanes.iter().filter(|open| open.has_place()).filter_map(|open| open.waiting.due()).min()
     }
 
-    /// Takes out a job that waits.
+    /// Takes out a waiting job.
     fn remove(&mut self, lane: &Arc<L>, ticket: Ticket) -> Option<Member<L::Job>> {
         let at = self.at(lane)?;
         let left = self.lanes.get_mut(at)?.waiting.remove(|job| job.ticket() == ticket)?;
@@ -291,7 +294,7 @@ impl<L: Line> State<L> {
         Some(left)
     }
 
-    /// One who waited for an evaluation left. Answers with what stops it, when that was the last.
+    /// Removes a caller of an evaluation. If it was the last one, returns what stops the evaluation.
     fn lose(&mut self, lane: &Arc<L>, ticket: Ticket) -> Option<Arc<Stop>> {
         let at = self.at(lane)?;
         let runs = &mut self.lanes.get_mut(at)?.runs;
@@ -307,7 +310,8 @@ impl<L: Line> State<L> {
         Some(stop)
     }
 
-    /// An evaluation ended; `again` are those of its members who may wait again. Says whether its thread is still needed.
+    /// Ends an evaluation. The members in `again` wait again if their callers are still there. Returns whether the
+    /// thread is still needed.
     fn end(&mut self, lane: &Arc<L>, stop: &Arc<Stop>, again: Vec<Member<L::Job>>, most: usize) -> bool {
         let Some(at) = self.at(lane) else { return true };
         let Some(open) = self.lanes.get_mut(at) else { return true };
@@ -329,20 +333,20 @@ impl<L: Line> State<L> {
         is_needed
     }
 
-    /// Forgets a lane in which nobody waits and nothing runs.
+    /// Removes a lane without waiting and running jobs.
     fn forget(&mut self, at: usize) {
         if self.lanes.get(at).is_some_and(|open| open.waiting.is_empty() && open.runs.is_empty()) {
             self.lanes.remove(at);
         }
     }
 
-    /// Evaluations that wait in a lane.
+    /// The number of waiting jobs in a lane.
     #[cfg(test)]
     pub(super) fn waiting_in(&self, lane: &Arc<L>) -> usize {
         self.at(lane).and_then(|at| self.lanes.get(at)).map_or(0, |open| open.waiting.len())
     }
 
-    /// Whether nobody waits and nothing runs.
+    /// Whether no job waits or runs.
     #[cfg(test)]
     pub(super) fn is_at_rest(&self) -> bool {
         self.lanes.is_empty() && self.waiting == 0 && self.lost == 0

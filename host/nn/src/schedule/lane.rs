@@ -1,4 +1,4 @@
-//! One graph: its backend, what its evaluations take, and which of them are short.
+//! One graph: its backend, and which of its evaluations are short.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,42 +16,42 @@ use super::crew::{Line, Ticket, Ticketed};
 use crate::backend::{Backend, Stop};
 use crate::memory::{Held, Memory};
 
-/// A graph that usually takes no longer is evaluated on the thread that asks: going to another costs as much. Not one whose work may
-/// be endless for the next values.
+/// A shorter evaluation runs on the calling thread, because moving it to another thread costs as much. This excludes
+/// graphs whose work depends on values.
 const SHORT: Duration = Duration::from_micros(100);
 
-/// How many evaluations must have been seen before that is believed, and of how many bytes of tensors.
+/// How many evaluations must have been short before that, and the most bytes of their inputs.
 const SEEN: u64 = 8;
 const SMALL: usize = 64 << 10;
 
-/// Shapes that are remembered as short.
+/// How many shapes are remembered as short.
 const KEPT_SHAPES: usize = 16;
 
-/// The processor time of every so many short evaluations is measured.
+/// The processor time of one in so many short evaluations is measured.
 const METER_EVERY: u32 = 8;
 
 pub(crate) struct Lane {
     pub(crate) backend: Box<dyn Backend>,
     batching: Batching,
-    /// Its work follows from the shapes of its inputs.
+    /// The work depends only on the shapes of the inputs.
     is_bounded: bool,
-    /// Its version's account.
+    /// The account of the version.
     memory: Arc<Memory>,
     seen: AtomicU64,
-    /// What an evaluation takes lately, in nanoseconds.
+    /// The recent processor time of an evaluation, in nanoseconds.
     usual: AtomicU64,
-    /// The dimensions of all inputs, one after another, of evaluations that were short; the latest last.
+    /// The dimensions of all inputs of short evaluations, one after another. The latest is last.
     short: RwLock<Vec<Vec<u64>>>,
     busy: AtomicU64,
     pub(crate) batch_rows: Counts,
     pub(crate) queued_micros: Counts,
 }
 
-/// One evaluation that somebody waits for.
+/// One evaluation and its caller.
 pub(crate) struct Job {
     pub(super) ticket: Ticket,
     pub(super) inputs: Vec<Tensor>,
-    /// Its inputs, counted as long as they are kept, whoever still waits.
+    /// Counts the inputs as long as they exist.
     pub(super) _held: Held,
     pub(super) reply: oneshot::Sender<Result<Vec<Tensor>, Error>>,
 }
@@ -130,13 +130,13 @@ impl Lane {
         }
     }
 
-    /// Time of its evaluations.
+    /// The total time of its evaluations.
     pub(crate) fn busy(&self) -> Duration {
         Duration::from_nanos(self.busy.load(Ordering::Relaxed))
     }
 
-    /// Evaluates at once, on this thread, what is known to be short. `None`: it may not be, or something would have to be waited for.
-    /// The time of one in a few is measured, since asking for it is two system calls.
+    /// Evaluates the inputs on this thread if that is known to be short. `None`: it may not be short, or it would
+    /// have to wait. The time is measured only sometimes, because that takes two system calls.
     pub(super) fn run_short(&self, inputs: &[Tensor]) -> Option<Result<Vec<Tensor>, Error>> {
         if !self.is_short(inputs) {
             return None;
@@ -154,7 +154,7 @@ impl Lane {
         Some(result)
     }
 
-    fn is_short(&self, inputs: &[Tensor]) -> bool {
+    pub(super) fn is_short(&self, inputs: &[Tensor]) -> bool {
         !self.batching.joins()
             && self.is_bounded
             && self.backend.is_on_cpu()
@@ -168,8 +168,8 @@ impl Lane {
                 .any(|seen| is_within(inputs, seen))
     }
 
-    /// Evaluates, and remembers what processor time that takes: the larger of this one's and seven eighths of what was usual, so that
-    /// one long evaluation counts at once.
+    /// Evaluates the inputs and records the processor time. The record is the larger of this time and seven eighths
+    /// of the recent one, so that one long evaluation counts at once.
     fn run(&self, inputs: &[Tensor], stop: &Stop) -> Result<Vec<Tensor>, Error> {
         let (start, begun) = (thread_time(), Instant::now());
         let result = caught(|| self.backend.run(inputs, stop));
@@ -183,7 +183,7 @@ impl Lane {
         result
     }
 
-    /// What is no larger in any dimension takes no longer.
+    /// Inputs that are no larger in any dimension take no longer.
     fn remember(&self, inputs: &[Tensor]) {
         let bytes: usize = inputs.iter().map(|input| input.data().len()).sum();
         let mut short = self.short.write().unwrap_or_else(PoisonError::into_inner);
@@ -206,7 +206,7 @@ impl Lane {
     }
 }
 
-/// Whether no dimension is larger. Texts are as long as they like, so that their shapes say nothing.
+/// Whether no dimension is larger. False for texts, because their shapes do not tell how long they are.
 fn is_within(inputs: &[Tensor], seen: &[u64]) -> bool {
     let came = inputs.iter().flat_map(|input| input.shape());
     inputs.iter().all(|input| input.dtype().size().is_some())
@@ -214,7 +214,7 @@ fn is_within(inputs: &[Tensor], seen: &[u64]) -> bool {
         && came.zip(seen).all(|(came, seen)| came <= seen)
 }
 
-/// A backend that panics is the graph's fault.
+/// A panic of a backend is the graph's fault.
 fn caught<T>(evaluate: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(evaluate)).unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str);
@@ -227,7 +227,7 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Processor time of this thread so far.
+/// The processor time of this thread.
 fn thread_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The crew under schedules that a machine seldom takes: shuttle runs its threads in thousands of orders, and tells when none can go on.
+//! Race tests of the crew. shuttle runs its threads in thousands of orders, and detects deadlocks.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,17 +24,17 @@ mod sync {
     pub(super) use shuttle::thread;
 }
 
-/// Orders that are tried of each test.
+/// How many orders each test tries.
 const ORDERS: usize = 3000;
 
 struct Lane {
     batching: Batching,
     width: usize,
-    /// Whether [`HANGS`] may end.
+    /// Whether an evaluation of [`HANGS`] may end.
     ends: AtomicBool,
 }
 
-/// The value whose evaluation goes on until it may end.
+/// A value whose evaluation goes on until it may end.
 const HANGS: u8 = 255;
 
 struct Job {
@@ -71,7 +71,7 @@ impl Line for Lane {
         std::ptr::eq(self, other)
     }
 
-    /// Several together fail, so that each is asked alone.
+    /// Several members fail together, so that each is evaluated alone.
     fn evaluate(&self, mut batch: Batch<Job>, _stop: &Stop) -> Vec<Member<Job>> {
         thread::yield_now();
         let members = batch.part(|_| true);
@@ -104,7 +104,7 @@ fn submit(crew: &Arc<Crew<Lane>>, lane: &Arc<Lane>, value: u8) -> (Ticket, mpsc:
     (crew.submit(lane, soon, job).unwrap(), answer)
 }
 
-/// Callers of lanes, each on a thread: those of even numbers wait for their answer, the others leave.
+/// Starts a thread for each caller. Even callers wait for their answer. The others leave.
 fn check(threads: usize, lanes: &[(usize, u32)], callers: u8) {
     let crew = Crew::new(threads);
     let lanes: Vec<_> = lanes.iter().map(|(width, max_batch)| lane(*width, *max_batch)).collect();
@@ -148,7 +148,7 @@ fn those_who_failed_together_are_answered_alone() {
     shuttle::check_random(|| check(2, &[(1, 4), (2, 4)], 6), ORDERS);
 }
 
-/// One evaluation goes on until the other is answered, so that each needs a thread.
+/// One evaluation goes on until the other one is answered, so both need a thread.
 #[test]
 fn nobody_waits_for_a_thread_while_another_may_start() {
     shuttle::check_random(
@@ -167,7 +167,7 @@ fn nobody_waits_for_a_thread_while_another_may_start() {
     );
 }
 
-/// Whoever waits for an evaluation that goes on leaves; its thread is replaced, and counted again when it ends.
+/// The caller of an endless evaluation leaves. The thread is replaced, and counted again when the evaluation ends.
 #[test]
 fn a_lost_evaluation_keeps_no_one_else_waiting() {
     shuttle::check_random(

@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
@@ -11,10 +12,10 @@ use super::*;
 use crate::backend::{Backend, Stop};
 use crate::memory::Memory;
 
-/// Longer than any test takes, unless it fails.
+/// Longer than any passing test takes.
 const SOON: Duration = Duration::from_secs(60);
 
-/// Doubles, after it was let through its gate; says what it was asked.
+/// Doubles its input once its gate opens, and records the input.
 struct Doubler {
     signature: Signature,
     asked: mpsc::Sender<Vec<u8>>,
@@ -85,7 +86,7 @@ fn lane_of(memory: &Arc<Memory>, width: usize, batching: Batching, gated: bool) 
 
 type Answer = tokio::task::JoinHandle<Result<Vec<u8>, Error>>;
 
-/// A tensor, and its memory while it is kept.
+/// A tensor with these bytes.
 fn tensor(values: impl Into<Bytes>) -> Tensor {
     let data = values.into();
     Tensor::new("x".into(), DType::Uint8, vec![data.len() as u64], data).unwrap()
@@ -107,7 +108,7 @@ fn ask(scheduler: &Arc<Scheduler>, lane: &Arc<Lane>, values: &[u8], within: Dura
     tokio::spawn(async move { run(&scheduler, &lane, input, within).await })
 }
 
-/// Asks what hangs, and leaves once it is evaluated.
+/// Starts an evaluation that hangs, and leaves it.
 async fn lose(scheduler: &Arc<Scheduler>, hangs: &Fixture) {
     let asked = ask(scheduler, &hangs.lane, &[1], SOON);
     hangs.asked.recv().unwrap();
@@ -125,12 +126,12 @@ async fn until(is_so: impl Fn() -> bool) {
     }
 }
 
-/// Until so many wait in the lane.
+/// Waits until `count` jobs wait in the lane.
 async fn waiting(scheduler: &Scheduler, lane: &Arc<Lane>, count: usize) {
     until(|| waiting_in(scheduler, lane) == count).await;
 }
 
-/// Until nobody waits and nothing runs.
+/// Waits until no job waits or runs.
 async fn rest(scheduler: &Scheduler) {
     until(|| scheduler.0.state().is_at_rest()).await;
 }
@@ -216,7 +217,7 @@ async fn what_hangs_past_its_deadline_keeps_no_one_else_waiting() {
     assert_eq!(scheduler.0.state().threads, 1);
 }
 
-/// Before, the bound was a graph's, and a version has as many as it likes.
+/// The bound used to be a graph's, but a version may have any number of graphs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_graphs_of_a_version_share_what_they_may_lose() {
     let scheduler = Scheduler::new(1);
@@ -230,7 +231,8 @@ async fn the_graphs_of_a_version_share_what_they_may_lose() {
     assert_eq!(error.code, ErrorCode::ResourceExhausted);
 }
 
-/// Before, those beyond the bound were not counted: the threads of all graphs went, and whoever asked then waited for nobody.
+/// Evaluations beyond the bound used to be uncounted. They took the threads of all graphs, and later callers waited
+/// in vain.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_every_thread_is_lost_others_are_refused_at_once_until_one_ends() {
     let scheduler = Scheduler::new(1);
@@ -271,7 +273,7 @@ async fn a_caller_who_left_is_not_answered() {
     assert_eq!(asked.try_iter().collect::<Vec<_>>(), [[3]]);
 }
 
-/// Before, it stayed in the queue, with its tensors, which nobody counted any more.
+/// The job used to stay in the queue, with its uncounted tensors.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_caller_left_waiting_is_given_back_at_once() {
     let scheduler = Scheduler::new(1);
@@ -288,7 +290,7 @@ async fn what_a_caller_left_waiting_is_given_back_at_once() {
     first.await.unwrap().unwrap();
 }
 
-/// Bytes that tell whether they are kept.
+/// Bytes that show whether they are still held.
 struct Kept(Arc<[u8; 100]>);
 
 impl AsRef<[u8]> for Kept {
@@ -297,12 +299,12 @@ impl AsRef<[u8]> for Kept {
     }
 }
 
-/// Before, both called the one thread that slept, and it was gone with the first.
+/// Both used to wake the same sleeping thread, so only the first one got a thread.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_who_come_at_once_have_a_thread_each() {
     let scheduler = Scheduler::new(2);
     let (hangs, works) = (lane(1, Duration::ZERO, true), lane(1, Duration::ZERO, false));
-    // One thread is there, and sleeps.
+    // One thread exists and sleeps.
     assert_eq!(ask(&scheduler, &works.lane, &[1], SOON).await.unwrap().unwrap(), [2]);
     until(|| scheduler.0.state().idle == 1).await;
     tokio::select! {
@@ -335,6 +337,63 @@ async fn a_joined_member_waits_no_longer_than_its_own_deadline() {
     drop(gate);
     assert_eq!(patient.await.unwrap().unwrap(), [2], "the rest goes on");
     assert!(matches!(asked.recv().unwrap().as_slice(), [1, 2] | [1]));
+}
+
+/// Echoes its input, and records the names of the threads that evaluate.
+struct Short {
+    signature: Signature,
+    /// Whether `run_now` can evaluate without making something first.
+    is_there: Arc<AtomicBool>,
+    ran_on: Arc<Mutex<Vec<String>>>,
+}
+
+impl Short {
+    fn run_here(&self, inputs: &[Tensor]) -> Vec<Tensor> {
+        self.ran_on.lock().unwrap().push(std::thread::current().name().unwrap_or_default().to_owned());
+        inputs.to_vec()
+    }
+}
+
+impl Backend for Short {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn run(&self, inputs: &[Tensor], _stop: &Stop) -> Result<Vec<Tensor>, Error> {
+        Ok(self.run_here(inputs))
+    }
+
+    fn run_now(&self, inputs: &[Tensor]) -> Result<Option<Vec<Tensor>>, Error> {
+        let is_there = self.is_there.swap(false, Ordering::Relaxed);
+        Ok(is_there.then(|| self.run_here(inputs)))
+    }
+
+    fn width(&self) -> usize {
+        usize::MAX
+    }
+
+    fn is_on_cpu(&self) -> bool {
+        true
+    }
+}
+
+/// A short evaluation runs on the calling thread, but only if it needs no new session or plan.
+#[tokio::test]
+async fn nothing_is_made_on_the_thread_that_asks() {
+    let (scheduler, ran_on) = (Scheduler::new(1), Arc::default());
+    let is_there = Arc::new(AtomicBool::new(false));
+    let signature = Signature::default();
+    let backend = Short { signature, is_there: Arc::clone(&is_there), ran_on: Arc::clone(&ran_on) };
+    let lane = Arc::new(Lane::new(Box::new(backend), Batching::NONE, true, &Memory::new(1 << 30)));
+    let ask = async || assert_eq!(run(&scheduler, &lane, tensor(vec![1]), SOON).await.unwrap(), [1]);
+    while !lane.is_short(&[tensor(vec![1])]) {
+        ask().await;
+    }
+    ask().await;
+    assert!(ran_on.lock().unwrap().iter().all(|thread| thread == "graph"), "{ran_on:?}");
+    is_there.store(true, Ordering::Relaxed);
+    ask().await;
+    assert_ne!(ran_on.lock().unwrap().last().unwrap(), "graph", "it was there");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! Deployments and which versions run in them.
+//! Deployments, and the versions that run in them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use super::{Catalog, changed, database, find_version, now_ms};
 use crate::rows::{self, BoundsRow};
 
 impl Catalog {
-    /// Moves versions of a model to a deployment: one, or all. Errors: not found; invalid argument, when the deployment does not
-    /// allow what a version was granted; internal.
+    /// Moves one version of a model, or all of them, to a deployment. Errors: not found; invalid argument, if the
+    /// deployment does not allow a version's capabilities; internal.
     pub async fn place(
         &self,
         name: &ModelName,
@@ -50,7 +50,7 @@ impl Catalog {
         Ok(())
     }
 
-    /// Makes deployments, or gives those that exist these bounds. Errors: internal.
+    /// Makes deployments, or changes the bounds of existing ones. Errors: internal.
     pub async fn set_deployments(
         &self,
         deployments: BTreeMap<DeploymentName, Bounds>,
@@ -60,7 +60,8 @@ impl Catalog {
         self.write_deployments(deployments, publish).await
     }
 
-    /// Gives a deployment the bounds that `change` makes of those it has now, if it is there. Errors: what `change` says; internal.
+    /// Changes the bounds of a deployment with `change`, which gets the current ones if it exists. Errors: those of
+    /// `change`; internal.
     pub async fn change_deployment(
         &self,
         name: &DeploymentName,
@@ -72,7 +73,7 @@ impl Catalog {
         self.write_deployments([(name.clone(), bounds)].into(), publish).await
     }
 
-    /// Called by whoever holds the writer.
+    /// The caller holds the writer.
     async fn write_deployments(
         &self,
         deployments: BTreeMap<DeploymentName, Bounds>,
@@ -100,7 +101,8 @@ impl Catalog {
         Ok(())
     }
 
-    /// Removes an empty deployment. Errors: not found; conflict when versions run in it or it is the default one; internal.
+    /// Removes an empty deployment. Errors: not found; conflict, if versions run in it or it is the default one;
+    /// internal.
     pub async fn delete_deployment(
         &self,
         name: &DeploymentName,
@@ -151,7 +153,7 @@ pub(super) fn place(model: &mut Model, number: ModelVersion, deployment: &Deploy
     }
 }
 
-/// In the default deployment by having no row.
+/// A version without a row runs in the default deployment.
 pub(super) async fn insert_placement(
     tx: &mut Transaction<'_, Sqlite>,
     model_id: i64,
@@ -187,7 +189,8 @@ pub(super) async fn read(
             Ok((name, bounds)) => drop(deployments.insert(name, bounds)),
             Err(error) => {
                 let name: &str = row.try_get(0).map_err(database)?;
-                tracing::error!(deployment = name, %error, "its bounds cannot be read: its versions run in the default one");
+                let error = error.chain();
+                tracing::error!(deployment = name, %error, "not readable: its versions run in the default one");
             }
         }
     }
@@ -210,7 +213,8 @@ pub(super) async fn read_placements(
             match DeploymentName::parse(row.try_get(2).map_err(database)?) {
                 Ok(name) => place(model, number, &name),
                 Err(error) => {
-                    tracing::error!(model = %model.name, version = %number, %error, "runs in the default deployment")
+                    let (model, error) = (&model.name, error.chain());
+                    tracing::error!(%model, version = %number, %error, "it runs in the default deployment")
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! Policies with their history, and aliases.
 //!
-//! A change is planned on what is in force, prepared (versions are loaded, which runs guest code) while nobody waits for it, and written
-//! if what it was planned on is still in force. Otherwise it is refused: whoever asked decided on something that is no more.
+//! A change is planned on the current state. Then its versions are loaded, which runs guest code and holds up no
+//! other change. At last it is written, but only if the current state is still the one that it was planned on.
+//! Otherwise it is refused, because it was decided on an outdated state.
 
 use std::sync::Arc;
 
@@ -15,43 +16,43 @@ use sqlx::{Row, Sqlite, Transaction};
 use super::{Catalog, changed, database, find, find_version, now_ms};
 use crate::rows::{self, PolicyRow};
 
-/// A policy that is to be in force.
+/// A new policy.
 pub struct Change {
-    /// What is done, for the history, e.g. `promote 7`.
+    /// The action for the history, e.g. `promote 7`.
     pub action: String,
     /// The policy.
     pub policy: Policy,
-    /// Where a rollback from it returns to.
+    /// Where a rollback of this change leads.
     pub back: Back,
 }
 
-/// Where a rollback returns to.
+/// Where a rollback leads.
 #[derive(Debug, Clone, Copy)]
 pub enum Back {
-    /// To what was in force before this change.
+    /// To the policy before this change.
     ToThePolicyBefore,
-    /// To where it would have returned before this change.
+    /// To where it led before this change.
     AsBefore,
-    /// One further back: this change is a rollback.
+    /// One step further back. This change is a rollback itself.
     Further,
 }
 
-/// One policy that a model had.
+/// A policy in a model's history.
 pub struct HistoryEntry {
-    /// What was done, e.g. `promote 7`.
+    /// The action, e.g. `promote 7`.
     pub action: String,
     /// The policy since then.
     pub policy: Policy,
-    /// When, in milliseconds since 1970 (UTC).
+    /// The time, in milliseconds since 1970 (UTC).
     pub at_ms: i64,
     /// Whether it is in force now.
     pub current: bool,
 }
 
 impl Catalog {
-    /// Puts the policy that `plan` makes of what is in force in force and into the history. `prepare` runs first, with every version the
-    /// policy names: what it refuses leaves everything as it was, and however long it takes, others change on. Errors: not
-    /// found; what `plan` and `prepare` say; conflict, naming what was done meanwhile; internal.
+    /// Puts a new policy in force and into the history. `plan` makes it from the current one. `prepare` then gets
+    /// every version that it names. If `prepare` fails, nothing changes. Other changes go on while it runs. Errors:
+    /// not found; those of `plan` and `prepare`; conflict, naming the change that was made meanwhile; internal.
     pub async fn set_policy(
         &self,
         name: &ModelName,
@@ -107,8 +108,8 @@ impl Catalog {
         }
     }
 
-    /// Points an alias at a version, or removes it. `prepare`: the version must load. Errors: not found; what `prepare` says; conflict, when
-    /// the alias was changed meanwhile; internal.
+    /// Points an alias at a version, or removes the alias. `prepare` gets the version first. Errors: not found; those
+    /// of `prepare`; conflict, if the alias was changed meanwhile; internal.
     pub async fn set_alias(
         &self,
         name: &ModelName,
@@ -161,7 +162,7 @@ impl Catalog {
         Ok(())
     }
 
-    /// Every policy the model had, the latest first; at most `limit`. Errors: not found; internal.
+    /// The policies that a model had, the latest first, at most `limit`. Errors: not found; internal.
     pub async fn history(&self, name: &ModelName, limit: u32) -> Result<Vec<HistoryEntry>, Error> {
         find(&self.snapshot(), name)?;
         let rows = sqlx::query(
@@ -189,10 +190,10 @@ fn versions_of(model: &Model, policy: &Policy) -> Result<Vec<Arc<Version>>, Erro
     policy.versions().into_iter().map(|number| find_version(model, number)).collect()
 }
 
-/// What stands where an alias may stand, in `/models/{prefix}/{name}/…`.
+/// Words that take the place of an alias in `/models/{prefix}/{name}/…`.
 const WORDS_AFTER_A_MODEL: [&str; 6] = ["ping", "health", "version", "invocations", "docs", "openapi.json"];
 
-/// The model, its policy in force, and where that one's rollback returns to.
+/// The ids of the model, of its current policy, and of the policy that a rollback restores.
 pub(super) async fn policy_ids(
     tx: &mut Transaction<'_, Sqlite>,
     name: &ModelName,
@@ -235,7 +236,7 @@ async fn insert_policy(
     Ok(())
 }
 
-/// Where a rollback from this policy returns to.
+/// The policy that a rollback of this one restores.
 async fn back_of(tx: &mut Transaction<'_, Sqlite>, id: Option<i64>) -> Result<Option<i64>, Error> {
     let row = sqlx::query("SELECT back_id FROM policies WHERE id = ?").bind(id).fetch_one(&mut **tx).await;
     row.and_then(|row| row.try_get(0)).map_err(database)

@@ -1,5 +1,6 @@
-//! Reads the whole catalogue, at start. What cannot be understood (a limit was lowered, another release wrote it) is left out and
-//! logged by name: it must not keep the rest from being served. Its rows and its content stay.
+//! Reads the whole catalogue at start. A limit may be lower than it was, and another release may have written a row.
+//! What cannot be understood is logged by name and left out, so that the rest is served. Its rows and its content
+//! stay.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -19,8 +20,8 @@ use crate::columns::SharedColumns;
 use crate::manifest::Manifest;
 use crate::rows::{self, SignatureRow};
 
-/// Everything that is stored. `cap` bounds every version's limits, `default` is what the default deployment has until somebody changes it.
-/// Errors: internal, when the database cannot be read.
+/// Reads everything. `cap` bounds the limits of every version. `default` are the bounds of the default deployment
+/// until an operator changes them. Errors: internal, if the database cannot be read.
 pub(super) async fn all(
     pool: &SqlitePool,
     cap: &Limits,
@@ -42,7 +43,7 @@ pub(super) async fn all(
     Ok(Snapshot { models: by_name.collect(), deployments: deployments::read(pool, default).await? })
 }
 
-/// What versions refer to, also those that could not be read.
+/// The blobs of all versions, including those that could not be read.
 pub(super) async fn blobs(pool: &SqlitePool) -> Result<HashSet<Digest>, Error> {
     let query = sqlx::query("SELECT component FROM versions UNION SELECT digest FROM artifacts");
     let rows = query.fetch_all(pool).await.map_err(database)?;
@@ -60,7 +61,9 @@ async fn models(pool: &SqlitePool) -> Result<HashMap<i64, Model>, Error> {
         let name: &str = row.try_get(1).map_err(database)?;
         match model(&row) {
             Ok(model) => drop(models.insert(row.try_get(0).map_err(database)?, model)),
-            Err(error) => tracing::error!(model = name, %error, "this model cannot be served: left out"),
+            Err(error) => {
+                tracing::error!(model = name, error = %error.chain(), "this model cannot be served: left out")
+            }
         }
     }
     Ok(models)
@@ -93,7 +96,8 @@ async fn versions(
         match version(&row, &model.name, files, cap, columns) {
             Ok(version) => drop(model.versions.insert(version.number, Arc::new(version))),
             Err(error) => {
-                tracing::error!(model = %model.name, version = key.1, %error, "this version cannot be served: left out");
+                let (model, error) = (&model.name, error.chain());
+                tracing::error!(%model, version = key.1, %error, "this version cannot be served: left out");
             }
         }
     }
@@ -133,7 +137,7 @@ fn version(
     let parsed = Manifest::parse(manifest)?;
     let mut package = parsed.package(component, files, cap)?;
     if let Err(error) = package.check_artifacts() {
-        tracing::warn!(%model, version = %number, %error, "this version will not load");
+        tracing::warn!(%model, version = %number, error = %error.chain(), "this version will not load");
     }
     let signature: SignatureRow = rows::read("signature", row.try_get(4).map_err(database)?)?;
     let isolation = match row.try_get(5).map_err(database)? {

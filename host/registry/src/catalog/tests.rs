@@ -1,3 +1,4 @@
+use modelhost_core::error::ErrorCode;
 use modelhost_core::routing::Policy;
 
 use super::*;
@@ -204,7 +205,7 @@ async fn what_changed_while_a_change_was_prepared_is_told_and_stays() {
     let error = catalog.set_policy(&name(), back, meanwhile, |_| panic!("published")).await.unwrap_err();
     assert!(error.message.contains("\"rollback\""), "{error}");
     assert_eq!(serving(&catalog).await, 3, "rolled back once");
-    // A registration is no change of the policy.
+    // A registration does not change the policy.
     let meanwhile = async |_: Vec<Arc<Version>>| {
         register(&catalog).await;
         Ok(())
@@ -279,7 +280,8 @@ async fn what_cannot_be_read_stays_and_keeps_nothing_from_starting() {
         promote(&catalog, number).await;
     }
     for damage in [
-        "UPDATE versions SET manifest = 'colour = 1', component = '0808080808080808080808080808080808080808080808080808080808080808' WHERE number = 2",
+        "UPDATE versions SET manifest = 'colour = 1',
+         component = '0808080808080808080808080808080808080808080808080808080808080808' WHERE number = 2",
         "INSERT INTO models (name, created_ms) VALUES ('no-slash', 0)",
         "INSERT INTO deployments (name, bounds, created_ms) VALUES ('gpu', '{}', 0), ('not a name', '{}', 0)",
         "INSERT INTO placements SELECT model_id, number, 'not a name' FROM versions WHERE number = 1",
@@ -302,10 +304,9 @@ async fn a_lowered_limit_is_told_by_the_version_that_is_beyond_it() {
     let dir = tempfile::tempdir().unwrap();
     let catalog = open(dir.path()).await;
     register(&catalog).await;
-    sqlx::query("INSERT INTO artifacts SELECT id, 1, 0, 'w', '0808080808080808080808080808080808080808080808080808080808080808', 3000000 FROM models")
-        .execute(&catalog.pool)
-        .await
-        .unwrap();
+    let artifact = "INSERT INTO artifacts SELECT id, 1, 0, 'w',
+         '0808080808080808080808080808080808080808080808080808080808080808', 3000000 FROM models";
+    sqlx::query(artifact).execute(&catalog.pool).await.unwrap();
     catalog.close().await;
     let cap = Limits { artifact_bytes: 1 << 20, ..Limits::DEFAULT };
     let path = dir.path().join("catalogue.db");
@@ -314,4 +315,23 @@ async fn a_lowered_limit_is_told_by_the_version_that_is_beyond_it() {
     let error = snapshot.models[&name()].versions[&version(1)].package.check_artifacts().unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable);
     assert!(error.message.contains("3000000 bytes: limit artifact_mib = 1"), "{error}");
+}
+
+#[tokio::test]
+async fn what_the_database_says_is_for_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = open(dir.path()).await;
+    register(&catalog).await;
+    sqlx::query("DROP TABLE policies").execute(&catalog.pool).await.unwrap();
+    let error = catalog.history(&name(), 10).await.map(drop).unwrap_err();
+    assert_eq!(
+        (error.code, &*error.message),
+        (ErrorCode::Internal, "the catalogue cannot be read or written")
+    );
+    assert!(error.chain().to_string().contains("no such table: policies"), "{}", error.chain());
+    drop(catalog);
+    let path = dir.path().join("nowhere/catalogue.db");
+    let error = Catalog::open(&path, &Limits::DEFAULT, &Bounds::default()).await.map(drop).unwrap_err();
+    assert_eq!((error.code, &*error.message), (ErrorCode::Internal, "the catalogue cannot be opened"));
+    assert!(error.chain().to_string().contains(&path.display().to_string()), "{}", error.chain());
 }

@@ -1,14 +1,14 @@
-//! How much a manifest may hold. Asked of new versions only: a bound that is lowered leaves what is stored as it is.
+//! How much a manifest may hold. Only new versions are checked, so that a lower bound does not affect what is stored.
 
 use modelhost_core::artifact::check_file_name;
 use modelhost_core::error::Error;
 
 use super::{Feature, Manifest};
 
-/// Bytes of a `model.toml`, which bounds every text in it.
+/// Bytes of a `model.toml`. This bounds every text in it too.
 const MAX_TEXT: usize = 1 << 20;
 
-/// Entries of each list that a package has few of.
+/// Entries of lists that are usually short.
 const MAX_FILES: usize = 1024;
 const MAX_CAPABILITIES: usize = 64;
 const MAX_PARAMETERS: usize = 1024;
@@ -16,11 +16,11 @@ const MAX_TRAINING: usize = 1024;
 const MAX_EXAMPLES: usize = 256;
 const MAX_EXAMPLE_TENSORS: usize = 1024;
 
-/// Columns of the input table, and values of a categorical one.
+/// Columns of the input table, and values of a categorical column.
 const MAX_COLUMNS: usize = 16_384;
 const MAX_CATEGORIES: usize = 65_536;
 
-/// Bytes of what is shown in a line, and of what is shown in a paragraph.
+/// Bytes of a text that is shown in a line, and of one that is shown as a paragraph.
 const MAX_LINE: usize = 1024;
 const MAX_PARAGRAPH: usize = 64 << 10;
 

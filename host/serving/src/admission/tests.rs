@@ -1,45 +1,34 @@
+use std::sync::Arc;
 use std::task::Waker;
+use std::time::{Duration, Instant};
 
-use modelhost_core::event::{Comparison, Prediction, Statistics};
+use modelhost_core::deployment::Bounds;
+use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::infer::Deadline;
+use modelhost_core::ports::Recorder;
+use modelhost_core::version::Limits;
 use tokio::time::timeout;
 
-use super::*;
-
-#[derive(Default)]
-struct Counts(AtomicU32);
-
-impl Recorder for Counts {
-    fn prediction(&self, _: &Prediction) {}
-    fn comparison(&self, _: &Comparison) {}
-    fn codec(&self, _: Duration, _: Duration) {}
-    fn waiting(&self) -> &AtomicU32 {
-        &self.0
-    }
-    fn cache_hit(&self, _: Duration) {}
-    fn cache_miss(&self, _: Duration) {}
-    fn statistics(&self) -> Statistics {
-        Statistics::default()
-    }
-    fn latency(&self) -> Vec<(u64, u64)> {
-        Vec::new()
-    }
-}
+use crate::admission::{Admission, Line, Permit};
+use crate::fakes::{Counts, version};
 
 fn admission(instances: u32, queue: u32) -> Admission {
     Admission::new(&Bounds { instances, queue, ..Bounds::default() })
 }
 
-/// A version of this model that usually runs so long.
+/// A version of this model with this usual run time.
 fn line(model: &str, usual_run: Duration) -> Arc<Line> {
-    Arc::new(Line {
-        model: ModelName::parse(model).unwrap(),
-        concurrency: 64,
-        queue: 64,
-        recorder: Arc::new(Counts::default()),
-        running: AtomicU32::new(0),
-        usual_run: AtomicU64::new(nanos(usual_run)),
-        usual_cpu: AtomicU64::new(0),
-    })
+    line_of(model, 64, usual_run)
+}
+
+fn line_of(model: &str, concurrency: u32, usual_run: Duration) -> Arc<Line> {
+    let mut version = Arc::into_inner(version(model, 1, 64)).unwrap();
+    version.package.limits = Limits { concurrency, ..version.package.limits };
+    let line = Line::new(&version, Arc::new(Counts::default()) as Arc<dyn Recorder>);
+    if !usual_run.is_zero() {
+        line.ran(usual_run, None);
+    }
+    line
 }
 
 fn after(limit: Duration) -> Deadline {
@@ -49,7 +38,7 @@ fn after(limit: Duration) -> Deadline {
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(1);
 
-/// Enters and stays in the queue; the future waits from its first poll on.
+/// Enters the queue. The future waits from its first poll on.
 async fn queued<'a>(
     admission: &'a Admission,
     line: &'a Arc<Line>,
@@ -119,7 +108,7 @@ async fn refuses_who_would_wait_past_its_deadline() {
         admission.enter(&a, Instant::now(), after(Duration::from_millis(300))).await.map(drop).unwrap_err();
     assert!(refused.message.contains("would wait about 500 ms"), "{refused}");
     assert_eq!(admission.totals().hopeless, 1);
-    // Another model does not stand behind those ten: it is served in turn.
+    // Another model does not wait behind these ten requests. It gets its turn.
     let b = line("m/b", Duration::from_millis(100));
     assert!(
         timeout(SHORT, admission.enter(&b, Instant::now(), after(Duration::from_millis(300)))).await.is_err(),
@@ -131,7 +120,7 @@ async fn refuses_who_would_wait_past_its_deadline() {
 async fn models_take_turns_by_the_time_they_use() {
     let admission = admission(1, 100);
     let (slow, fast) = (line("m/slow", Duration::from_millis(30)), line("m/fast", Duration::from_millis(10)));
-    let mut running = admission.enter(&slow, Instant::now(), after(LONG)).await.unwrap();
+    let mut running = Some(admission.enter(&slow, Instant::now(), after(LONG)).await.unwrap());
     let mut waiting = Vec::new();
     for at in 0..16 {
         let line = if at < 8 { &slow } else { &fast };
@@ -139,25 +128,21 @@ async fn models_take_turns_by_the_time_they_use() {
     }
     let mut order = String::new();
     while order.len() < 8 {
-        drop(running);
-        let granted = [slow.waiting(), fast.waiting()];
-        let at = waiting.iter_mut().position(|(_, future)| {
-            // The one that was granted is ready at its next poll.
+        drop(running.take());
+        waiting.retain_mut(|(name, future)| {
+            // The granted future is ready at its next poll.
             let mut context = std::task::Context::from_waker(Waker::noop());
             match future.as_mut().poll(&mut context) {
                 std::task::Poll::Ready(permit) => {
-                    std::mem::forget(permit.unwrap());
-                    true
+                    order.push(*name);
+                    running = Some(permit.unwrap());
+                    false
                 }
-                std::task::Poll::Pending => false,
+                std::task::Poll::Pending => true,
             }
         });
-        let (name, _) = waiting.remove(at.unwrap_or_else(|| panic!("nobody was granted: {granted:?}")));
-        order.push(name);
-        let line = if name == 's' { &slow } else { &fast };
-        running = Permit::new(&admission, line, Instant::now());
+        assert!(running.is_some(), "nobody was granted: {order}");
     }
-    drop(running);
     assert_eq!(order.matches('f').count(), 6, "three fast ones for a slow one: {order}");
 }
 
@@ -187,7 +172,7 @@ async fn a_full_queue_sheds_the_newest_of_whoever_waits_most() {
 #[tokio::test]
 async fn a_version_at_its_own_bound_holds_nobody_else_up() {
     let admission = admission(2, 10);
-    let one = Arc::new(Line { concurrency: 1, ..Arc::into_inner(line("m/one", Duration::ZERO)).unwrap() });
+    let one = line_of("m/one", 1, Duration::ZERO);
     let other = line("m/other", Duration::ZERO);
     let _running = admission.enter(&one, Instant::now(), after(LONG)).await.unwrap();
     let _waiting = queued(&admission, &one).await;

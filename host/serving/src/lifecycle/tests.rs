@@ -22,7 +22,7 @@ fn deployment(name: &str) -> DeploymentName {
     DeploymentName::parse(name).unwrap()
 }
 
-/// Two deployments, and one version of these models in the one that is named.
+/// Two deployments, and one version of each model in the given one.
 fn snapshot(models: &[(&str, &str)]) -> Snapshot {
     let bounds = || Bounds { threads: Some(1), ..Bounds::default() };
     let deployments = ["default", "other"].map(|name| (deployment(name), bounds()));
@@ -72,7 +72,7 @@ async fn a_moved_version_leaves_nothing_behind() {
     let loaded: Vec<_> = serving.deployments().iter().map(|row| (row.versions, row.loaded)).collect();
     assert_eq!(loaded, [(1, 1), (1, 0)]);
     assert!(Arc::ptr_eq(&stays, &slot(&serving, "m/b")) && stays.is_ready());
-    // Who came before is answered by what it found, and that does not stay either.
+    // An earlier request still gets its answer from the old slot. That version does not stay in memory either.
     assert!(before.load(Who::Caller).await.is_ok() && !before.is_ready());
 }
 

@@ -12,14 +12,14 @@ fn mirror(queue: usize, bytes: u32) -> Arc<Mirror> {
     Mirror::new(&config)
 }
 
-/// A challenger of its own deployment, and what it saw.
+/// A challenger in its own deployment, and its recorder.
 fn challenger(model: &str, runtime: &Arc<Runtime>) -> (Arc<Slot>, Arc<Counts>) {
     let seen = Arc::new(Counts::default());
     let pool = pool("default", &Bounds::default(), &Places::new(10, 1 << 20));
     (slot_with(model, &pool, runtime, &seen), seen)
 }
 
-/// Sends a copy of a request and its answer of so many bytes together.
+/// Sends a copy of a request and its answer, with `bytes` together.
 fn send(mirror: &Arc<Mirror>, challenger: &Arc<Slot>, bytes: usize) {
     let data = vec![0; bytes].into();
     let output = Tensor::new("y".into(), DType::Uint8, vec![bytes as u64], data).unwrap();

@@ -6,7 +6,7 @@ async fn load(slot: &Arc<Slot>) -> Result<(), ErrorCode> {
     slot.load(Who::Caller).await.map(drop).map_err(|error| error.code)
 }
 
-/// As if it had been asked for so often and its loads had taken so long, whatever this machine took for them.
+/// Sets a version's demand and load time, so that the test does not depend on the machine.
 fn worth(slot: &Arc<Slot>, asked: u32, load: Duration) {
     slot.rank.set(asked, load);
 }

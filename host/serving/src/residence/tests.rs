@@ -6,7 +6,7 @@ use modelhost_core::error::{Error, ErrorCode};
 use crate::fakes::ready;
 use crate::residence::{Asked, RETRY_AFTER_MOST, Residence, Wait, Who};
 
-/// What happens to a version.
+/// An event of a version.
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Ask,
@@ -22,7 +22,8 @@ enum Event {
 }
 use Event::*;
 
-/// What those who asked got, in order: a letter each. `r` the model, `w` withdrawn, `f` the load's failure, `e` exhausted, `.` nothing yet.
+/// The outcomes of all requests in order, as letters: `r` the model, `w` withdrawn, `f` the load failed, `e`
+/// exhausted, `.` none yet.
 fn answers(events: &[Event]) -> (String, bool) {
     let (residence, mut now) = (Residence::new(false), Instant::now());
     let mut waits: Vec<Result<Wait, char>> = Vec::new();
@@ -66,26 +67,29 @@ fn letter(error: &Error) -> char {
 #[test]
 fn every_event_in_every_stage() {
     for (events, got, stays) in [
-        // One load answers all who ask; beyond the bound nobody waits, but whoever asks for the load itself does.
+        // One load answers all callers. Beyond the bound a caller is refused, but a request for the load itself
+        // waits.
         (&[Ask, Ask, Ask, Loaded, Ask][..], "rrrr", true),
         (&[Ask, Ask, Ask, Ask, AskAnyway], "...e.", false),
-        // A failure is remembered for a while, and told to all who wait. A load that is asked for is tried at once.
+        // A failure is told to all waiting callers and remembered for a while. A request for the load itself tries at
+        // once.
         (&[Ask, Ask, Failed, Ask, Later, Ask], "fff.", false),
         (&[Ask, Failed, AskAnyway, Loaded, Ask], "frr", true),
-        // Where only room was missing, the next one tries.
+        // If only room was missing, the next caller tries again.
         (&[Ask, Exhausted, Ask, Loaded], "er", true),
         (&[Ask, NoRoom, Ask], "r.", false),
-        // An unload wins over a load under way; who waits gets it. Whoever asks after that wants it kept.
+        // An unload takes precedence over a running load, and waiting callers still get it. A later caller keeps the
+        // version.
         (&[Ask, Loaded, Unload, Ask], "r.", false),
         (&[Ask, Unload, Loaded, Ask], "r.", false),
         (&[Ask, Unload, Ask, Loaded], "rr", true),
-        // A withdrawal refuses who waits and who comes, until a load is asked for; what was under way then serves again.
+        // A withdrawal refuses waiting and later callers until a load is asked for. Then a running load serves again.
         (&[Withdraw, Ask, AskAnyway, Loaded, Ask], "wrr", true),
         (&[Ask, Withdraw, Ask, Loaded, Ask], "www", false),
         (&[Ask, Withdraw, AskAnyway, Ask, Loaded], "wrr", true),
         (&[Ask, Loaded, Withdraw, Ask], "rw", false),
         (&[Ask, Withdraw, Failed, AskAnyway], "w.", false),
-        // What is retired answers who came before and never stays.
+        // A retired version answers earlier callers and never stays.
         (&[Ask, Retire, Loaded, Ask, Loaded], "rr", false),
         (&[Ask, Loaded, Retire, Ask], "r.", false),
         (&[Retire, Ask, Ask, Loaded], "rr", false),

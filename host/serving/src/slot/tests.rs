@@ -19,7 +19,7 @@ async fn ask(slot: Arc<Slot>, deadline: Deadline) -> Result<u8, ErrorCode> {
     answer.map(|(outputs, _)| outputs[0].data()[0]).map_err(|error| error.code)
 }
 
-/// Waits until so many wait for its load.
+/// Waits until `count` callers wait for the load.
 async fn waiting(slot: &Arc<Slot>, count: usize) {
     while slot.residence.waiting() < count {
         tokio::task::yield_now().await;
@@ -63,7 +63,7 @@ async fn the_callers_deadline_ends_its_wait_and_not_the_load() {
     assert_eq!(runtime.begun.available_permits(), 1, "the first load went on");
 }
 
-/// Loading is waiting: what a run usually takes decides who is served next and who is moved to other threads.
+/// The load counts as waiting, because the usual run time decides the order of requests and their threads.
 #[tokio::test]
 async fn the_time_of_a_load_is_no_time_of_the_run() {
     let (runtime, start) = (Runtime::new(), Instant::now());
@@ -116,7 +116,7 @@ async fn a_withdrawal_during_a_load_refuses_who_waits_at_once() {
     assert!(slot.load(Who::Operator).await.is_ok() && slot.is_ready());
 }
 
-/// What was registered was accepted: whatever is wrong now, the caller did not do it.
+/// A registered package was accepted, so a later failure is not the caller's.
 #[tokio::test]
 async fn no_load_is_the_callers_fault() {
     for code in ErrorCode::ALL {

@@ -7,7 +7,7 @@ fn threads() -> Arc<Threads> {
     Arc::new(Threads::new(&DeploymentName::default(), Some(1)))
 }
 
-/// Each load takes as long as another thread needs for it, and all places are taken all the time.
+/// Each load waits for another thread, and all places for loads are taken all the time.
 #[tokio::test]
 async fn loads_that_wait_for_other_threads_end_and_few_run_at_once() {
     let (threads, running) = (threads(), Arc::new(AtomicUsize::new(0)));

@@ -2,7 +2,7 @@ use super::*;
 use crate::error::ErrorCode;
 use crate::tensor::DType;
 
-/// A request for rows of a width; the width tells what fits.
+/// A request for rows of a width. Requests of the same width fit.
 #[derive(Debug, PartialEq)]
 struct Ask(Vec<Tensor>);
 
@@ -12,7 +12,7 @@ impl Join for Ask {
     }
 }
 
-/// `first` is the value of all elements, and tells one request from another.
+/// `first` is the value of all elements. It tells one request from another.
 fn ask(first: u8, rows: u64, width: u64) -> Ask {
     let data = vec![first; usize::try_from(rows * width).unwrap()];
     Ask(vec![Tensor::new("x".into(), DType::Uint8, vec![rows, width], data.into()).unwrap()])
@@ -26,8 +26,8 @@ fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Requests as (arrival, time that they have, rows, width), and the batches that come of them as (due, members), both in milliseconds;
-/// the members are numbers from 0.
+/// Requests are (arrival, time that they have, rows, width); the batches that they make are (due, members). Times are
+/// in milliseconds, and members are numbers from 0.
 fn check(max_batch: u32, delay: u64, asked: &[(u64, u64, u64, u64)], expected: &[(u64, &[u8])]) {
     let start = Instant::now();
     let mut gather = Gather::new(Batching { max_batch, max_delay: millis(delay) });
@@ -52,11 +52,12 @@ fn check(max_batch: u32, delay: u64, asked: &[(u64, u64, u64, u64)], expected: &
 fn what_fits_gathers_until_it_is_full_or_due() {
     // Nothing joins: each is due as it comes.
     check(1, 10, &[(0, 1000, 1, 1), (1, 1000, 1, 1)], &[(0, &[0]), (1, &[1])]);
-    // Due after the delay of the first.
+    // The batch is due after the delay of its first request.
     check(8, 10, &[(0, 1000, 1, 1), (5, 1000, 2, 1)], &[(10, &[0, 1])]);
-    // Full: due at once.
+    // A full batch is due at once.
     check(4, 10, &[(0, 1000, 1, 1), (5, 1000, 3, 1)], &[(5, &[0, 1])]);
-    // Too many for what is left: they open another, which later ones join; the first keeps its room.
+    // The third has too many rows for the room that is left, so it opens another batch, which later ones join. The
+    // first batch keeps its room.
     check(
         4,
         10,
@@ -65,18 +66,18 @@ fn what_fits_gathers_until_it_is_full_or_due() {
     );
     // Other widths never join.
     check(4, 10, &[(0, 1000, 1, 1), (1, 1000, 1, 2), (2, 1000, 1, 1)], &[(10, &[0, 2]), (11, &[1])]);
-    // What cannot be joined is due at once: no rows, or as many as a batch has.
+    // A request that cannot be joined is due at once: it has no rows, or as many as a batch.
     check(4, 10, &[(0, 1000, 0, 1), (1, 1000, 4, 1), (2, 1000, 9, 1)], &[(0, &[0]), (1, &[1]), (2, &[2])]);
-    // Without a delay whatever waits is taken together.
+    // Without a delay all requests that wait are taken together.
     check(4, 0, &[(0, 1000, 1, 1), (1, 1000, 1, 1), (2, 1000, 1, 1)], &[(0, &[0, 1, 2])]);
 }
 
 #[test]
 fn nobody_waits_for_others_longer_than_half_of_its_time() {
     check(8, 100, &[(0, 20, 1, 1)], &[(10, &[0])]);
-    // The hurried one takes the others along.
+    // The request in a hurry takes the others along.
     check(8, 100, &[(0, 1000, 1, 1), (1, 10, 1, 1)], &[(6, &[0, 1])]);
-    // One that came too late already delays nobody, and is delayed by nobody.
+    // A request that came too late delays no other, and no other delays it.
     check(8, 100, &[(0, 1000, 1, 1), (50, 0, 1, 1)], &[(50, &[0, 1])]);
 }
 
