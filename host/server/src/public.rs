@@ -33,7 +33,22 @@ use crate::watch::{Patience, Watch};
 pub(crate) const MAX_CONTROL_BYTES: usize = 1 << 20;
 
 /// Lists and pages that are made at once. What they take grows with what the host holds, so they are made beside the server's threads.
-pub(crate) const ASIDE_AT_ONCE: usize = 2;
+const ASIDE_AT_ONCE: usize = 2;
+
+/// Requests for lists and pages that wait meanwhile.
+const ASIDE_WAITING: usize = 1024;
+
+/// Places for what is made beside the server's threads.
+pub(crate) struct Aside {
+    all: Semaphore,
+    made: Semaphore,
+}
+
+impl Default for Aside {
+    fn default() -> Self {
+        Self { all: Semaphore::new(ASIDE_AT_ONCE + ASIDE_WAITING), made: Semaphore::new(ASIDE_AT_ONCE) }
+    }
+}
 
 /// What the public port serves from.
 pub(crate) struct Public {
@@ -48,7 +63,7 @@ pub(crate) struct Public {
     pub(crate) access_log: bool,
     pub(crate) repository_control: bool,
     pub(crate) draining: AtomicBool,
-    pub(crate) aside: Semaphore,
+    pub(crate) aside: Aside,
 }
 
 pub(crate) type Answer = Result<Response<ResponseBody>, Error>;
@@ -195,12 +210,16 @@ impl Public {
         }
     }
 
-    /// Makes what grows with what the host holds, beside the server's threads. Errors: as the work's; internal.
+    /// Makes what grows with what the host holds, beside the server's threads. Errors: as the work's; resource exhausted,
+    /// when too many wait; internal.
     pub(crate) async fn aside<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let _place = self.aside.acquire().await.map_err(|error| Error::internal(error.to_string()))?;
+        let busy =
+            |_| Error::new(ErrorCode::ResourceExhausted, "too many lists and pages are asked for at once");
+        let _waits = self.aside.all.try_acquire().map_err(busy)?;
+        let _place = self.aside.made.acquire().await.map_err(|error| Error::internal(error.to_string()))?;
         let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|error| Error::internal(format!("what was made aside did not end: {error}")))?
     }
