@@ -17,7 +17,7 @@ use modelhost_protocol::page::Outcome;
 use modelhost_protocol::{mlflow, oip_rest, status};
 use modelhost_serving::{Serving, Target};
 use modelhost_telemetry::{Metrics, Traces};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::answer::{self, PAGE_POLICY, body, json, refuse, shown, wrong_method};
 use crate::body::{Bounds, ResponseBody, bytes_of, charged, collect, drain, send, whole};
@@ -42,6 +42,17 @@ const ASIDE_WAITING: usize = 1024;
 pub(crate) struct Aside {
     all: Semaphore,
     made: Semaphore,
+}
+
+impl Aside {
+    /// A place, once one is free. Errors: resource exhausted, when too many wait.
+    async fn place(&self) -> Result<[SemaphorePermit<'_>; 2], Error> {
+        let busy =
+            |_| Error::new(ErrorCode::ResourceExhausted, "too many lists and pages are asked for at once");
+        let waits = self.all.try_acquire().map_err(busy)?;
+        let made = self.made.acquire().await.map_err(|error| Error::internal(error.to_string()))?;
+        Ok([waits, made])
+    }
 }
 
 impl Default for Aside {
@@ -216,10 +227,7 @@ impl Public {
         &self,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let busy =
-            |_| Error::new(ErrorCode::ResourceExhausted, "too many lists and pages are asked for at once");
-        let _waits = self.aside.all.try_acquire().map_err(busy)?;
-        let _place = self.aside.made.acquire().await.map_err(|error| Error::internal(error.to_string()))?;
+        let _place = self.aside.place().await?;
         let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|error| Error::internal(format!("what was made aside did not end: {error}")))?
     }
@@ -298,4 +306,22 @@ async fn compressed(response: Response<ResponseBody>, headers: &HeaderMap) -> Re
 /// The start of what a caller said, for a message.
 fn excerpt(text: &str) -> &str {
     text.get(..text.floor_char_boundary(200)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_line_for_lists_is_bounded() {
+        let aside = Aside::default();
+        let made = [aside.place().await.unwrap(), aside.place().await.unwrap()];
+        let mut waiting: Vec<_> = (0..ASIDE_WAITING).map(|_| Box::pin(aside.place())).collect();
+        for place in &mut waiting {
+            assert!(futures_util::poll!(place).is_pending());
+        }
+        assert_eq!(aside.place().await.unwrap_err().code, ErrorCode::ResourceExhausted);
+        drop(made);
+        assert!(waiting.remove(0).await.is_ok());
+    }
 }
