@@ -5,17 +5,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::body::{Body, Incoming};
+use hyper::rt::Executor;
 use hyper::service::{Service, service_fn};
-use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::{Request, Response, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use modelhost_core::error::{Error, ErrorCode};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::watch::{Connections, Entered, Order, Watched};
+use crate::body::Outgoing;
+use crate::watch::{Connection, Connections, Entered, Order, Watched};
 
 /// HTTP/2 streams that one connection may have open.
 const MAX_STREAMS: u32 = 256;
@@ -64,8 +67,7 @@ impl Listener {
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send + 'static,
-        B: Body + Send + 'static,
-        B::Data: Send,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let places = Arc::new(Semaphore::new(self.max_connections));
@@ -131,28 +133,47 @@ impl Listener {
     }
 }
 
-/// Serves one connection to its end, or to the one that its watch orders.
-async fn serve_one<S, B>(stream: TcpStream, entered: Entered, place: OwnedSemaphorePermit, service: S)
+/// Runs the streams of an HTTP/2 connection, each known by its request's watch, so that one can be ended alone.
+#[derive(Clone)]
+struct Streams(Arc<Connection>);
+
+impl<F> Executor<F> for Streams
 where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.0.runs(tokio::spawn(stream).abort_handle());
+    }
+}
+
+/// Serves one connection to its end, or to the one that is ordered.
+async fn serve_one<S, B>(
+    stream: TcpStream,
+    entered: Entered,
+    place: OwnedSemaphorePermit,
+    service: S,
+) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
     S::Future: Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Send,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     drop(stream.set_nodelay(true)); // an optimisation; the connection works without
-    let watch = Arc::clone(&entered.watch);
+    let connection = Arc::clone(&entered.connection);
+    let mut builder = auto::Builder::new(Streams(Arc::clone(&connection)));
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(&connection)));
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let open = watch.open();
-        request.extensions_mut().insert(Arc::clone(&watch));
-        let answer = service.call(request);
+        let begun = connection.request(request.version() == Version::HTTP_2).map(|(watch, open)| {
+            request.extensions_mut().insert(Arc::clone(&watch));
+            (service.call(request), watch, open)
+        });
         async move {
-            let answer = answer.await;
+            let (answer, watch, open) = begun.ok_or(h2::Reason::REFUSED_STREAM)?;
+            let Ok(answer) = answer.await;
             drop(open);
-            answer
+            Ok::<_, h2::Error>(answer.map(|body| Outgoing::new(body, watch)))
         }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
     // The watch has the clocks.
     builder.http1().header_read_timeout(None).max_buf_size(READ_AHEAD);
     builder
@@ -162,18 +183,17 @@ where
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME);
-    let io = TokioIo::new(Watched::new(stream, Arc::clone(&entered.watch)));
-    let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+    let mut serving = std::pin::pin!(builder.serve_connection(io, service));
     loop {
         tokio::select! {
-            ended = connection.as_mut() => {
+            ended = serving.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a connection ended early");
                 }
                 break;
             }
-            order = entered.watch.told() => match order {
-                Order::Finish => connection.as_mut().graceful_shutdown(),
+            order = entered.connection.told() => match order {
+                Order::Finish => serving.as_mut().graceful_shutdown(),
                 Order::Cut => break,
             },
         }

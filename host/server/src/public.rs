@@ -115,7 +115,7 @@ impl Public {
         // Who asked whether to send, and was refused before anybody looked, sends nothing.
         let asked_first = call.exchange.stage == Stage::Head && call.head.headers.contains_key(EXPECT);
         if let Some(body) = call.body.take().filter(|body| !body.is_end_stream() && !asked_first) {
-            drain(body).await;
+            drain(body, call.exchange.watch.as_ref()).await;
         }
         response = self.charged(response, &call.exchange);
         let sent = response.body().size_hint().exact().unwrap_or_default();
