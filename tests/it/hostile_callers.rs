@@ -526,3 +526,42 @@ fn an_unread_answer_ends_its_stream_alone() {
         wait_for(&host, "modelhost_held_bytes 0.0");
     }
 }
+
+#[test]
+fn many_connections_may_send_little_ahead() {
+    let host = host(|_| {});
+    // The first frame of a host is its settings, of six bytes each: the fourth kind is a stream's window.
+    let window = |stream: &mut TcpStream| {
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let mut settings = vec![0; usize::from(head[2])];
+        stream.read_exact(&mut settings).unwrap();
+        let window = settings.chunks(6).find(|setting| setting[..2] == [0, 4]).unwrap();
+        u32::from_be_bytes(window[2..].try_into().unwrap())
+    };
+    // HTTP/1 takes none of it.
+    let mut open: Vec<_> = (0..300)
+        .map(|_| {
+            let mut stream = connect(&host.client.url);
+            stream.write_all(b"GET /v2/health/live HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+            assert!(stream.read(&mut [0; 100]).unwrap() > 0);
+            stream
+        })
+        .collect();
+    let first: Vec<_> = (0..300)
+        .map(|_| {
+            let mut stream = connect(&host.client.url);
+            let window = window(&mut stream);
+            open.push(stream);
+            window
+        })
+        .collect();
+    let wide = first.iter().filter(|window| **window == 256 << 10).count();
+    assert!((250..=256).contains(&wide), "{wide} of {first:?}");
+    assert_eq!(first.last(), Some(&(64 << 10)));
+    drop(open);
+    wait_until("a place among the first is free again", || {
+        window(&mut connect(&host.client.url)) == 256 << 10
+    });
+}

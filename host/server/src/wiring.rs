@@ -21,14 +21,14 @@ use modelhost_core::ports::{BlobStore, Lifecycle, ModelRuntime, Observer};
 use modelhost_registry::{Blobs, Catalog};
 use modelhost_serving::Serving;
 use modelhost_telemetry::{Clients, Metrics, Traces};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Config;
 use crate::grpc::Services;
 use crate::guard::{self, Allowed, Asked};
-use crate::listen::{Listener, bind};
+use crate::listen::{Listener, WIDE_AT_ONCE, bind};
 use crate::public::{Aside, Public};
 use crate::watch::{Connections, Room, Shared};
 use crate::{admin, data, system};
@@ -139,7 +139,7 @@ impl Server {
         lock: File,
     ) -> Result<Self, Error> {
         let (stop, stopped) = watch::channel(false);
-        let mut connections = Vec::new();
+        let (mut connections, wide) = (Vec::new(), Arc::new(Semaphore::new(WIDE_AT_ONCE)));
         let waits = Arc::clone(public.serving.streams());
         let shared = Shared::new(waits, config.max_requests());
         let admin_waits = ByteBudget::new("the admin port", ADMIN_WAITING_BYTES);
@@ -148,7 +148,7 @@ impl Server {
             let open = Connections::new(config.patience(), Arc::clone(shared));
             connections.push((port, Arc::clone(&open)));
             let drain_timeout = Duration::from_millis(config.drain_timeout_ms);
-            Listener { socket, max_connections, connections: open, drain_timeout }
+            Listener { socket, max_connections, connections: open, wide: Arc::clone(&wide), drain_timeout }
         };
         let (socket, admin_socket) = (bind(config.listen).await?, bind(config.admin_listen).await?);
         let local = |socket: &tokio::net::TcpListener| {

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Connection;
 
@@ -18,13 +19,19 @@ const HTTP2: &[u8] = b"PRI * HTTP/2.0";
 pub(crate) struct Watched {
     stream: TcpStream,
     connection: Arc<Connection>,
+    /// What it has because its client may speak HTTP/2.
+    wide: Option<OwnedSemaphorePermit>,
     began: bool,
     stalled: bool,
 }
 
 impl Watched {
-    pub(crate) fn new(stream: TcpStream, connection: Arc<Connection>) -> Self {
-        Self { stream, connection, began: false, stalled: false }
+    pub(crate) fn new(
+        stream: TcpStream,
+        connection: Arc<Connection>,
+        wide: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        Self { stream, connection, wide, began: false, stalled: false }
     }
 
     fn wrote<T>(&mut self, written: Poll<T>) -> Poll<T> {
@@ -54,6 +61,9 @@ impl AsyncRead for Watched {
             }
             state.hear(Instant::now());
             drop(state);
+            if !self.began && came.iter().zip(HTTP2).any(|(byte, expected)| byte != expected) {
+                self.wide = None;
+            }
             self.began = true;
         }
         read
