@@ -7,7 +7,7 @@ use modelhost_tests::{Client, Package, Process, held_out};
 use serde_json::Value;
 
 /// The held-out rows as a CSV file: the header, then the rows.
-fn file() -> (String, String) {
+pub(crate) fn file() -> (String, String) {
     let (rows, _) = held_out("xgboost");
     let rows = rows.as_array().unwrap();
     let names: Vec<&String> = rows[0].as_object().unwrap().keys().collect();

@@ -2,12 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use modelhost_protocol::oip_grpc::pb;
 use modelhost_server::Config;
-use modelhost_tests::{Host, Package, x};
+use modelhost_tests::{Client, Host, Package, x};
 use prost::Message;
 use serde_json::json;
 
@@ -359,4 +360,208 @@ fn streams_that_nobody_reads_are_let_go() {
         wait_for(&host, "modelhost_connections{port=\"public\"} 1.0");
         wait_for(&host, "modelhost_held_bytes 0.0");
     }
+}
+
+/// An HTTP/2 connection of its own, with a window of so many bytes for each stream, until the sender is dropped.
+async fn http2(address: &str, window: u32) -> h2::client::SendRequest<Bytes> {
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(window).initial_connection_window_size(1 << 20);
+    let (client, mut connection) = builder.handshake::<_, Bytes>(stream).await.unwrap();
+    let mut pings = connection.ping_pong().unwrap();
+    tokio::spawn(connection);
+    tokio::spawn(async move {
+        while pings.ping(h2::Ping::opaque()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    client.ready().await.unwrap()
+}
+
+fn ask(method: &str, path: &str) -> ureq::http::Request<()> {
+    ureq::http::Request::builder().method(method).uri(format!("http://localhost{path}")).body(()).unwrap()
+}
+
+/// Waits until it is so, for half of the time that a request has.
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..300 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("{what} within half a minute");
+}
+
+#[test]
+fn bodies_that_drip_make_room_on_every_port() {
+    let host = host(|config| {
+        config.bodies_mib = 16;
+        config.grpc_listen = Some(([127, 0, 0, 1], 0).into());
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let address = host.grpc_address().unwrap().to_string();
+    runtime.block_on(async {
+        let mut client = http2(&address, 65_535).await;
+        for _ in 0..24 {
+            let (answer, mut body) = client.send_request(ask("POST", INFER), false).unwrap();
+            tokio::spawn(async move {
+                body.send_data(Bytes::from(vec![b' '; 200_000]), false).unwrap();
+                while body.send_data(Bytes::from_static(b" "), false).is_ok() {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                drop(answer);
+            });
+        }
+    });
+    let body = x(&vec![1.0; 300_000]).to_string();
+    let post = |client: &Client| {
+        let url = format!("{}{INFER}", client.url);
+        client.send("POST", &url, body.as_bytes(), &[]).map_or(0, |answer| answer.status)
+    };
+    wait_until("others hold what there is", || post(&host.client) == 503);
+    wait_until("they make room", || post(&host.client) == 200);
+}
+
+/// Begins a CSV file on a connection of its own, and goes on with this piece again and again until `ends`, or for a minute;
+/// returns what was answered by then, or by when the host ended it.
+fn drip(url: &str, begin: &str, piece: &str, ends: &AtomicBool) -> String {
+    let mut stream = connect(url);
+    let head = "POST /models/demo/credit/ HTTP/1.1\r\nHost: h\r\nContent-Type: text/csv\r\n\
+                Transfer-Encoding: chunked\r\n\r\n";
+    let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+    let mut sent = stream.write_all(format!("{head}{}", chunk(begin)).as_bytes());
+    stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let (mut answer, mut buffer) = (Vec::new(), [0; 1 << 10]);
+    for _ in 0..600 {
+        if ends.load(Ordering::Relaxed) {
+            break;
+        }
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => answer.extend_from_slice(&buffer[..read]),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
+            Err(_) if sent.is_ok() => sent = stream.write_all(chunk(piece).as_bytes()),
+            Err(_) => break,
+        }
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Ends what drips, also when a test fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn csv_files_that_drip_make_room_for_others() {
+    let host = Host::start_with(|config| config.bodies_mib = 4);
+    host.client.register("demo/credit", &Package::folder("examples/credit-risk/xgboost"), true);
+    let (header, rows) = crate::csv::file();
+    let post = || {
+        let url = format!("{}/models/demo/credit/", host.client.url);
+        let kind = [("content-type", "text/csv")];
+        let answer = host.client.send("POST", &url, format!("{header}{rows}").as_bytes(), &kind);
+        answer.map_or(0, |answer| answer.status)
+    };
+    assert_eq!(post(), 200);
+    let (row, ends) = (rows.split_inclusive('\n').next().unwrap(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| drip(&host.client.url, &header, row, &ends));
+        }
+        let _ends = Ends(&ends);
+        wait_until("others hold what there is", || post() == 503);
+        wait_until("they make room", || post() == 200);
+    });
+}
+
+#[test]
+fn a_row_that_never_ends_ends_its_file() {
+    let host = Host::start_with(|config| config.request_timeout_ms = 1000);
+    host.client.register("demo/credit", &Package::folder("examples/credit-risk/xgboost"), true);
+    let (header, rows) = crate::csv::file();
+    let ends = AtomicBool::new(false);
+    for piece in ["\n", "1"] {
+        let answer = drip(&host.client.url, &header, piece, &ends);
+        assert!(answer.starts_with("HTTP/1.1 504"), "{piece:?}: {answer}");
+        assert!(answer.contains("no row came to its end in time"), "{piece:?}: {answer}");
+    }
+    let answer = drip(&host.client.url, &format!("{header}{rows}"), "\n", &ends);
+    assert!(answer.starts_with("HTTP/1.1 200") && !answer.ends_with("0\r\n\r\n"), "{answer}");
+}
+
+#[test]
+fn an_unread_answer_ends_its_stream_alone() {
+    let host = host(|config| {
+        config.header_timeout_ms = 1000;
+        config.request_timeout_ms = 1000;
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let address = host.client.url.trim_start_matches("http://").to_owned();
+    let body = Bytes::from(x(&vec![1.0; 100_000]).to_string());
+    // Nothing of it goes out, or some of it.
+    for window in [0, 65_535] {
+        runtime.block_on(async {
+            let mut client = http2(&address, window).await;
+            let (answer, mut sender) = client.send_request(ask("POST", INFER), false).unwrap();
+            sender.send_data(body.clone(), true).unwrap();
+            let mut unread = answer.await.unwrap().into_body();
+            let end = loop {
+                match unread.data().await {
+                    Some(Ok(_)) => {} // and gives no room for more
+                    other => break other,
+                }
+            };
+            let error = end.expect("it does not end well").unwrap_err();
+            assert!(error.is_reset() && error.is_remote(), "{window}: {error}");
+            let mut client = client.ready().await.unwrap();
+            let (answer, _) = client.send_request(ask("GET", "/v2/health/live"), true).unwrap();
+            assert_eq!(answer.await.unwrap().status(), 200, "{window}");
+        });
+        wait_for(&host, "modelhost_held_bytes 0.0");
+    }
+}
+
+#[test]
+fn many_connections_may_send_little_ahead() {
+    let host = host(|_| {});
+    // The first frame of a host is its settings, of six bytes each: the fourth kind is a stream's window.
+    let window = |stream: &mut TcpStream| {
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let mut settings = vec![0; usize::from(head[2])];
+        stream.read_exact(&mut settings).unwrap();
+        let window = settings.chunks(6).find(|setting| setting[..2] == [0, 4]).unwrap();
+        u32::from_be_bytes(window[2..].try_into().unwrap())
+    };
+    // HTTP/1 takes none of it.
+    let mut open: Vec<_> = (0..300)
+        .map(|_| {
+            let mut stream = connect(&host.client.url);
+            stream.write_all(b"GET /v2/health/live HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+            assert!(stream.read(&mut [0; 100]).unwrap() > 0);
+            stream
+        })
+        .collect();
+    let first: Vec<_> = (0..300)
+        .map(|_| {
+            let mut stream = connect(&host.client.url);
+            let window = window(&mut stream);
+            open.push(stream);
+            window
+        })
+        .collect();
+    let wide = first.iter().filter(|window| **window == 256 << 10).count();
+    assert!((250..=256).contains(&wide), "{wide} of {first:?}");
+    assert_eq!(first.last(), Some(&(64 << 10)));
+    drop(open);
+    wait_until("a place among the first is free again", || {
+        window(&mut connect(&host.client.url)) == 256 << 10
+    });
 }

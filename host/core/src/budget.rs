@@ -2,8 +2,8 @@
 //!
 //! A quarter of a budget is kept for small requests: a few callers that send a lot cannot keep out all others.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::error::{Error, ErrorCode};
 
@@ -17,17 +17,23 @@ pub struct ByteBudget {
     limit: u64,
     used: AtomicU64,
     within: Option<Arc<ByteBudget>>,
+    /// Which of the budgets within this one, itself included, refused somebody lately.
+    short: Mutex<Vec<Weak<ByteBudget>>>,
 }
 
 impl ByteBudget {
     /// At most `limit` bytes. The message names `owner` when they do not suffice, e.g. `this host`.
     pub fn new(owner: impl Into<String>, limit: u64) -> Arc<Self> {
-        Arc::new(Self { owner: owner.into(), limit, used: AtomicU64::new(0), within: None })
+        Self::make(owner.into(), limit, None)
     }
 
     /// A part of this budget: the bytes that it takes are taken here too.
     pub fn part(self: &Arc<Self>, owner: impl Into<String>, limit: u64) -> Arc<Self> {
-        Arc::new(Self { owner: owner.into(), limit, used: AtomicU64::new(0), within: Some(Arc::clone(self)) })
+        Self::make(owner.into(), limit, Some(Arc::clone(self)))
+    }
+
+    fn make(owner: String, limit: u64, within: Option<Arc<Self>>) -> Arc<Self> {
+        Arc::new(Self { owner, limit, used: AtomicU64::new(0), within, short: Mutex::default() })
     }
 
     /// Takes nothing yet.
@@ -40,19 +46,51 @@ impl ByteBudget {
         self.used.load(Ordering::Relaxed)
     }
 
-    fn take(&self, bytes: u64, is_small: bool) -> Result<(), Error> {
-        let limit = if is_small { self.limit } else { self.limit - self.limit / 4 };
-        if bytes > limit {
+    /// Bytes that may be held at most.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Whether what this budget takes is taken from the other one too.
+    pub fn is_within(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other) || self.within.as_ref().is_some_and(|outer| outer.is_within(other))
+    }
+
+    /// Those of this budget and its parts that refused somebody since the last call who alone would have found room: there
+    /// the bytes are missing that others hold.
+    pub fn take_short(&self) -> Vec<Arc<Self>> {
+        let short = std::mem::take(&mut *self.short.lock().unwrap_or_else(PoisonError::into_inner));
+        short.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn is_short(self: &Arc<Self>) {
+        let mut whole = self;
+        while let Some(outer) = &whole.within {
+            whole = outer;
+        }
+        let mut short = whole.short.lock().unwrap_or_else(PoisonError::into_inner);
+        if !short.iter().any(|noted| std::ptr::eq(noted.as_ptr(), Arc::as_ptr(self))) {
+            short.push(Arc::downgrade(self));
+        }
+    }
+
+    /// Takes more for somebody who then holds `all`.
+    fn take(self: &Arc<Self>, more: u64, all: u64) -> Result<(), Error> {
+        let limit = if all <= SMALL { self.limit } else { self.limit - self.limit / 4 };
+        if all > limit {
             return Err(self.full(self.used()));
         }
-        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.used.fetch_add(more, Ordering::Relaxed);
         let taken = match &self.within {
-            _ if before + bytes > limit => Err(self.full(before)),
-            Some(outer) => outer.take(bytes, is_small),
+            _ if before + more > limit => {
+                self.is_short();
+                Err(self.full(before))
+            }
+            Some(outer) => outer.take(more, all),
             None => Ok(()),
         };
         if taken.is_err() {
-            self.used.fetch_sub(bytes, Ordering::Relaxed);
+            self.used.fetch_sub(more, Ordering::Relaxed);
         }
         taken
     }
@@ -87,7 +125,7 @@ impl Charge {
         if bytes == 0 {
             return Ok(());
         }
-        self.budget.take(bytes, self.bytes.saturating_add(bytes) <= SMALL)?;
+        self.budget.take(bytes, self.bytes.saturating_add(bytes))?;
         self.bytes += bytes;
         Ok(())
     }
@@ -95,13 +133,20 @@ impl Charge {
     /// Gives back what is above this.
     pub fn shrink_to(&mut self, bytes: usize) {
         let more = self.bytes.saturating_sub(bytes as u64);
-        self.budget.give_back(more);
-        self.bytes -= more;
+        if more > 0 {
+            self.budget.give_back(more);
+            self.bytes -= more;
+        }
     }
 
     /// Bytes that it holds.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whose bytes they are.
+    pub fn budget(&self) -> &Arc<ByteBudget> {
+        &self.budget
     }
 }
 
@@ -132,6 +177,22 @@ mod tests {
         assert!(b.grow(usize::MAX).is_err());
         drop(b);
         assert_eq!(host.used(), 0);
+    }
+
+    #[test]
+    fn who_is_short_is_known_once() {
+        let host = ByteBudget::new("this host", 10);
+        let (one, two) = (host.part("deployment a", 8), host.part("deployment b", 8));
+        let (mut a, mut b) = (one.charge(), two.charge());
+        let owners = || host.take_short().iter().map(|short| short.owner.clone()).collect::<Vec<_>>();
+        assert_eq!(a.grow(6), Ok(()));
+        assert!(a.grow(9).is_err() && two.charge().grow(9).is_err());
+        assert!(owners().is_empty(), "who wants more than there ever is cannot be helped");
+        let mut more = one.charge();
+        assert!(more.grow(3).is_err() && more.grow(3).is_err() && b.grow(5).is_err());
+        assert_eq!(owners(), ["deployment a", "this host"]);
+        assert!(owners().is_empty());
+        assert!(one.is_within(&one) && one.is_within(&host) && !host.is_within(&one) && !one.is_within(&two));
     }
 
     #[test]

@@ -26,7 +26,8 @@ pub(crate) fn service(
             let has_body = !request.body().is_end_stream();
             let checked = guard::check_admin(Asked::by(&request), has_body, &allowed);
             let (head, body) = request.into_parts();
-            let (body, mut left) = Lent::new(body, head.extensions.get::<Arc<Watch>>().cloned());
+            let watch = head.extensions.get::<Arc<Watch>>().cloned();
+            let (body, mut left) = Lent::new(body, watch.clone());
             let request = Request::from_parts(head, body);
             let mut reply = match checked {
                 Ok(()) => routes.oneshot(request).await?,
@@ -38,7 +39,7 @@ pub(crate) fn service(
             if let Ok(body) = left.try_recv()
                 && !body.is_end_stream()
             {
-                drain(body).await;
+                drain(body, watch.as_ref()).await;
             }
             guard::protect(reply.headers_mut(), guard::NO_PAGE);
             Ok(reply)

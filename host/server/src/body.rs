@@ -3,10 +3,10 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::Response;
@@ -17,10 +17,15 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
 use crate::coding::{Coding, WORKSPACE};
-use crate::watch::{ClientsTurn, Watch};
+use crate::watch::{ClientsTurn, Watch, clients};
 
 /// Bytes made room for at once, where nobody knows how many come.
 const READ: usize = 64 << 10;
+
+/// A piece of an answer that is no larger is handed to HTTP/2 with what comes after it.
+const SMALL: usize = 16 << 10;
+
+pub(crate) const LATE: &str = "body: it did not arrive in time";
 
 /// What goes out.
 pub(crate) enum ResponseBody {
@@ -115,15 +120,98 @@ impl Body for ResponseBody {
     }
 }
 
+/// An answer in the transport's hands.
+///
+/// Over HTTP/2 it can be ended alone, by dropping the task that sends it, as long as that task lives: h2 then drops what it
+/// has of it and resets the stream. An error from here would not do: hyper does not ask for the next piece while one waits
+/// for the client's window. hyper's task ends when it has handed over the last piece, read or not. So after a large piece
+/// nothing is handed over, not even the end, before h2 has let go of it. What is small waits for nothing: once handed over
+/// with its end, it can only go with its connection.
+pub(crate) struct Outgoing<B> {
+    body: B,
+    watch: Arc<Watch>,
+}
+
+impl<B> Outgoing<B> {
+    pub(crate) fn new(body: B, watch: Arc<Watch>) -> Self {
+        Self { body, watch }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Outgoing<B> {
+    type Data = Handed;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Handed>, B::Error>>> {
+        ready!(self.watch.poll_gone(context));
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let handed = |bytes| Handed::new(bytes, &self.watch);
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(handed))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream() && self.watch.is_gone()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A piece of an answer that the transport has. What it writes of it, the client has moved.
+pub(crate) struct Handed {
+    bytes: Bytes,
+    watch: Arc<Watch>,
+    is_awaited: bool,
+}
+
+impl Handed {
+    fn new(bytes: Bytes, watch: &Arc<Watch>) -> Self {
+        let is_awaited = watch.shares() && bytes.len() > SMALL;
+        if is_awaited {
+            watch.hand_over();
+        }
+        Self { bytes, watch: Arc::clone(watch), is_awaited }
+    }
+}
+
+impl Buf for Handed {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        self.watch.moved(count);
+    }
+}
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        if self.is_awaited {
+            self.watch.handed_over();
+        }
+    }
+}
+
 /// Bytes that come in pieces, charged with the room that is made for them.
 pub(crate) struct Gathered {
     bytes: Vec<u8>,
     pub(crate) charge: Charge,
+    /// Knows meanwhile what is held.
+    watch: Option<Arc<Watch>>,
 }
 
 impl Gathered {
-    pub(crate) fn new(charge: Charge) -> Self {
-        Self { bytes: Vec::new(), charge }
+    pub(crate) fn new(charge: Charge, watch: Option<&Arc<Watch>>) -> Self {
+        Self { bytes: Vec::new(), charge, watch: watch.cloned() }
     }
 
     /// Appends. Room is made twice as large each time, up to `most`. Errors: resource exhausted.
@@ -139,6 +227,9 @@ impl Gathered {
             let room = (2 * self.bytes.capacity()).min(most).max(needed);
             self.charge.grow(room - self.bytes.capacity())?;
             self.bytes.reserve_exact(room - self.bytes.len());
+            if let Some(watch) = &self.watch {
+                watch.holds(Some(&self.charge));
+            }
         }
         Ok(())
     }
@@ -148,6 +239,9 @@ impl Gathered {
     }
 
     pub(crate) fn finish(self) -> (Bytes, Charge) {
+        if let Some(watch) = &self.watch {
+            watch.holds(None);
+        }
         (self.bytes.into(), self.charge)
     }
 }
@@ -173,7 +267,7 @@ impl Content {
         let mut charge = self.charge;
         charge.grow(WORKSPACE)?;
         let mut decoder = coding.decoder(io::Cursor::new(self.bytes));
-        let mut plain = Gathered::new(charge);
+        let mut plain = Gathered::new(charge, None);
         loop {
             plain.make_room(READ.min(self.most + 1 - plain.len()), self.most + 1)?;
             let read = decoder.read_buf(&mut plain.bytes).await;
@@ -215,25 +309,18 @@ pub(crate) async fn collect(
     if body.size_hint().lower() > most as u64 {
         return Err(too_large(most));
     }
-    let _turn = watch.map(|watch| watch.clients_turn(true));
-    let late = |_| Error::new(ErrorCode::DeadlineExceeded, "body: it did not arrive in time");
-    let gathered = tokio::time::timeout_at(until.into(), gather(body, charge, most)).await.map_err(late)?;
-    let (bytes, charge) = gathered.inspect_err(|error| make_room(error, watch))?;
+    let (bytes, charge) = clients(watch, until, LATE, gather(body, charge, most, watch)).await?;
     Ok(Content { bytes, charge, coding, most })
 }
 
-/// When bytes are short, those who hold some and send nothing make room for the next.
-pub(crate) fn make_room(error: &Error, watch: Option<&Arc<Watch>>) {
-    if error.code == ErrorCode::ResourceExhausted
-        && let Some(watch) = watch
-    {
-        watch.make_room();
-    }
-}
-
-async fn gather(body: &mut Incoming, charge: Charge, most: usize) -> Result<(Bytes, Charge), Error> {
+async fn gather(
+    body: &mut Incoming,
+    charge: Charge,
+    most: usize,
+    watch: Option<&Arc<Watch>>,
+) -> Result<(Bytes, Charge), Error> {
     let announced = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
-    let mut gathered = Gathered::new(charge);
+    let mut gathered = Gathered::new(charge, watch);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Error::invalid(format!("body: {error}")))?;
         let Ok(piece) = frame.into_data() else { continue };
@@ -245,6 +332,9 @@ async fn gather(body: &mut Incoming, charge: Charge, most: usize) -> Result<(Byt
             return Ok((piece, gathered.charge)); // nothing to copy
         }
         gathered.push(&piece, announced.unwrap_or(most))?;
+        if let Some(watch) = watch {
+            watch.moved(piece.len());
+        }
     }
     Ok(gathered.finish())
 }
@@ -254,24 +344,67 @@ const LINGER_BYTES: usize = 1 << 20;
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Reads and forgets the rest of a refused request's body, within bounds.
-pub(crate) async fn drain(body: Incoming) {
+pub(crate) async fn drain(body: Incoming, watch: Option<&Arc<Watch>>) {
     let mut rest = Limited::new(body, LINGER_BYTES);
-    let read = async { while let Some(Ok(_)) = rest.frame().await {} };
-    drop(tokio::time::timeout(LINGER, read).await); // whoever sends on is cut off
+    let read = async {
+        while let Some(Ok(_)) = rest.frame().await {}
+        Ok(())
+    };
+    drop(clients(watch, Instant::now() + LINGER, LATE, read).await); // whoever sends on is cut off
 }
 
-/// A small body in others' hands: bounded in bytes and time, and while it is waited for, it is its client's turn.
-pub(crate) struct Small {
+/// A body in others' hands: while it is waited for, it is its client's turn.
+struct Arriving {
     body: Incoming,
-    left: usize,
-    end: Pin<Box<tokio::time::Sleep>>,
     watch: Option<Arc<Watch>>,
     turn: Option<ClientsTurn>,
 }
 
+impl Arriving {
+    fn new(body: Incoming, watch: Option<Arc<Watch>>) -> Self {
+        Self { body, watch, turn: None }
+    }
+
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        let Some(watch) = &self.watch else { return frame.map(broken) };
+        if let Poll::Ready(frame) = frame {
+            self.turn = None;
+            watch.moved(length_of(&frame));
+            return Poll::Ready(broken(frame));
+        }
+        let refused = |error: Error| Some(Err(Broken(error.message)));
+        if self.turn.is_none() {
+            match watch.clients_turn() {
+                Ok(turn) => self.turn = Some(turn),
+                Err(error) => return Poll::Ready(refused(error)),
+            }
+        }
+        watch.poll_over(context).map(refused)
+    }
+}
+
+fn broken<E: std::fmt::Display>(
+    frame: Option<Result<Frame<Bytes>, E>>,
+) -> Option<Result<Frame<Bytes>, Broken>> {
+    frame.map(|frame| frame.map_err(|error| Broken(error.to_string())))
+}
+
+fn length_of<E>(frame: &Option<Result<Frame<Bytes>, E>>) -> usize {
+    let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+    data.map_or(0, Bytes::len)
+}
+
+/// A small body in others' hands: bounded in bytes and time.
+pub(crate) struct Small {
+    body: Arriving,
+    left: usize,
+    end: Pin<Box<tokio::time::Sleep>>,
+}
+
 impl Small {
     pub(crate) fn new(body: Incoming, most: usize, time: Duration, watch: Option<Arc<Watch>>) -> Self {
-        Self { body, left: most, end: Box::pin(tokio::time::sleep(time)), watch, turn: None }
+        Self { body: Arriving::new(body, watch), left: most, end: Box::pin(tokio::time::sleep(time)) }
     }
 }
 
@@ -284,76 +417,59 @@ impl Body for Small {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         if self.end.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Some(Err(Broken("body: it did not arrive in time".to_owned()))));
+            return Poll::Ready(Some(Err(Broken(LATE.to_owned()))));
         }
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        if frame.is_pending() && self.turn.is_none() {
-            self.turn = self.watch.as_ref().map(|watch| watch.clients_turn(false));
-        }
-        let Poll::Ready(frame) = frame else { return Poll::Pending };
-        self.turn = None;
-        let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref().map(Bytes::len));
-        match self.left.checked_sub(bytes.unwrap_or(0)) {
-            Some(left) => self.left = left,
-            None => {
-                return Poll::Ready(Some(Err(Broken(
-                    "body: larger than a call of this kind may be".to_owned(),
-                ))));
-            }
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(|error| Broken(error.to_string()))))
+        let frame = ready!(self.body.poll_frame(context));
+        let Some(left) = self.left.checked_sub(length_of(&frame)) else {
+            let text = "body: larger than a call of this kind may be";
+            return Poll::Ready(Some(Err(Broken(text.to_owned()))));
+        };
+        self.left = left;
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.body.is_end_stream()
     }
 }
 
 /// A request's body in the hands of a handler that may not read it; what is left comes back when the handler lets go of it.
 pub(crate) struct Lent {
-    watch: Option<Arc<Watch>>,
-    turn: Option<ClientsTurn>,
-    body: Option<Incoming>,
+    body: Option<Arriving>,
     back: Option<oneshot::Sender<Incoming>>,
 }
 
 impl Lent {
     pub(crate) fn new(body: Incoming, watch: Option<Arc<Watch>>) -> (Self, oneshot::Receiver<Incoming>) {
         let (back, left) = oneshot::channel();
-        (Self { watch, turn: None, body: Some(body), back: Some(back) }, left)
+        (Self { body: Some(Arriving::new(body, watch)), back: Some(back) }, left)
     }
 }
 
 impl Body for Lent {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = self.body.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(context));
-        if frame.is_ready() {
-            self.turn = None;
-        } else if self.turn.is_none() {
-            self.turn = self.watch.as_ref().map(|watch| watch.clients_turn(true));
-        }
-        frame
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        self.body.as_mut().map_or(Poll::Ready(None), |body| body.poll_frame(context))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.body.as_ref().is_none_or(|body| body.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(SizeHint::default, Body::size_hint)
+        self.body.as_ref().map_or_else(SizeHint::default, |body| body.body.size_hint())
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
         if let (Some(body), Some(back)) = (self.body.take(), self.back.take()) {
-            drop(back.send(body)); // nobody waits for it any more
+            drop(back.send(body.body)); // nobody waits for it any more
         }
     }
 }
@@ -371,7 +487,7 @@ mod tests {
     #[test]
     fn room_is_charged_before_it_is_made() {
         let budget = ByteBudget::new("this host", 100);
-        let mut gathered = Gathered::new(budget.charge());
+        let mut gathered = Gathered::new(budget.charge(), None);
         gathered.push(&[1; 30], 1000).unwrap();
         assert_eq!(budget.used(), 30);
         gathered.push(&[2; 10], 1000).unwrap();

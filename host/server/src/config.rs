@@ -44,8 +44,8 @@ pub struct Config {
     pub otlp_endpoint: Option<String>,
     /// Largest request body, before and after decompression.
     pub max_body_bytes: usize,
-    /// Requests and answers that are held in memory at once, all together. One deployment may hold half of it; a quarter is kept for small
-    /// ones.
+    /// Requests and answers that are held in memory at once, all together. One deployment may hold half of it; a quarter is
+    /// kept for small ones. When it runs out, requests whose clients are slow for what is held for them make room.
     pub bodies_mib: u64,
     /// Largest CSV file, which passes through in pieces.
     pub max_stream_bytes: usize,
@@ -61,7 +61,8 @@ pub struct Config {
     pub idle_timeout_ms: u64,
     /// How long requests may finish after a shutdown began.
     pub drain_timeout_ms: u64,
-    /// Connections on the public port; one more takes the place of one that has been silent for longest.
+    /// Connections on the public port; one more takes the place of one that has been silent for longest. All connections
+    /// together may have twice as many requests under way, at least 1024.
     pub max_connections: usize,
     /// Bytes of answers kept for equal requests, over all versions whose manifest says `response_cache = true`.
     pub response_cache_bytes: u64,
@@ -210,6 +211,11 @@ impl Config {
             idle: Duration::from_millis(self.idle_timeout_ms),
             read: Duration::from_millis(self.header_timeout_ms),
         }
+    }
+
+    /// Requests under way at once on the ports where predictions are asked for.
+    pub(crate) fn max_requests(&self) -> usize {
+        (2 * self.max_connections).max(1024)
     }
 
     /// Who may ask a listener on this address from a browser. Errors: invalid argument, naming the setting.

@@ -5,30 +5,45 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::body::{Body, Incoming};
+use hyper::rt::Executor;
 use hyper::service::{Service, service_fn};
-use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::{Request, Response, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use modelhost_core::error::{Error, ErrorCode};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::watch::{Connections, Entered, Order, Watched};
+use crate::body::Outgoing;
+use crate::watch::{Connection, Connections, Entered, Order, Watched};
 
 /// HTTP/2 streams that one connection may have open.
 const MAX_STREAMS: u32 = 256;
 
-/// Bytes that a client may send ahead of its reader, on one stream and on one connection. Nobody is charged for them, so they are few.
-const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What a client may send ahead of its reader over HTTP/2. Nobody is charged for it, so it is little, and more for some alone.
+struct Ahead {
+    /// Bytes of one stream's body.
+    stream: u32,
+    /// Bytes of all bodies together.
+    connection: u32,
+    /// The largest frame, which is read whole: large tensors in few pieces.
+    frame: u32,
+}
 
-/// Largest HTTP/2 frame: large tensors in few pieces.
-const MAX_FRAME: u32 = 1 << 20;
+const WIDE: Ahead = Ahead { stream: 256 << 10, connection: 1 << 20, frame: 256 << 10 };
+const NARROW: Ahead = Ahead { stream: 64 << 10, connection: 64 << 10, frame: 16 << 10 };
+
+/// Connections of the host that may send far ahead at once.
+pub(crate) const WIDE_AT_ONCE: usize = 256;
+
+/// Names and values of an HTTP/2 head.
+const MAX_HEAD: u32 = 16 << 10;
 
 /// Bytes that hyper reads ahead on an HTTP/1 connection, and the longest head.
-const READ_AHEAD: usize = 64 << 10;
+const READ_AHEAD: usize = 32 << 10;
 
 /// How often connections are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -48,6 +63,8 @@ pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
     pub(crate) max_connections: usize,
     pub(crate) connections: Arc<Connections>,
+    /// Places of those that may send far ahead, [`WIDE_AT_ONCE`] in the host.
+    pub(crate) wide: Arc<Semaphore>,
     pub(crate) drain_timeout: Duration,
 }
 
@@ -64,8 +81,7 @@ impl Listener {
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send + 'static,
-        B: Body + Send + 'static,
-        B::Data: Send,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let places = Arc::new(Semaphore::new(self.max_connections));
@@ -97,8 +113,9 @@ impl Listener {
                     continue;
                 }
             };
+            let wide = Arc::clone(&self.wide);
             if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-                tokio::spawn(serve_one(stream, connections.enter(), place, service.clone()));
+                tokio::spawn(serve_one(stream, connections.enter(), place, wide, service.clone()));
                 continue;
             }
             let Ok(waits) = Arc::clone(&newcomers).try_acquire_owned() else { continue };
@@ -108,7 +125,7 @@ impl Listener {
                 let place = tokio::time::timeout(ROOM, place).await;
                 drop(waits);
                 match place {
-                    Ok(Ok(place)) => serve_one(stream, connections.enter(), place, service).await,
+                    Ok(Ok(place)) => serve_one(stream, connections.enter(), place, wide, service).await,
                     _ => tracing::warn!("every connection is at work: one more was closed"),
                 }
             });
@@ -131,49 +148,71 @@ impl Listener {
     }
 }
 
-/// Serves one connection to its end, or to the one that its watch orders.
-async fn serve_one<S, B>(stream: TcpStream, entered: Entered, place: OwnedSemaphorePermit, service: S)
+/// Runs the streams of an HTTP/2 connection, each known by its request's watch, so that one can be ended alone.
+#[derive(Clone)]
+struct Streams(Arc<Connection>);
+
+impl<F> Executor<F> for Streams
 where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.0.runs(tokio::spawn(stream).abort_handle());
+    }
+}
+
+/// Serves one connection to its end, or to the one that is ordered.
+async fn serve_one<S, B>(
+    stream: TcpStream,
+    entered: Entered,
+    place: OwnedSemaphorePermit,
+    wide: Arc<Semaphore>,
+    service: S,
+) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
     S::Future: Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Send,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     drop(stream.set_nodelay(true)); // an optimisation; the connection works without
-    let watch = Arc::clone(&entered.watch);
+    let connection = Arc::clone(&entered.connection);
+    let wide = wide.try_acquire_owned().ok();
+    let ahead = if wide.is_some() { WIDE } else { NARROW };
+    let mut builder = auto::Builder::new(Streams(Arc::clone(&connection)));
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(&connection), wide));
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let open = watch.open();
-        request.extensions_mut().insert(Arc::clone(&watch));
-        let answer = service.call(request);
+        let begun = connection.request(request.version() == Version::HTTP_2).map(|(watch, open)| {
+            request.extensions_mut().insert(Arc::clone(&watch));
+            (service.call(request), watch, open)
+        });
         async move {
-            let answer = answer.await;
+            let (answer, watch, open) = begun.ok_or(h2::Reason::REFUSED_STREAM)?;
+            let Ok(answer) = answer.await;
             drop(open);
-            answer
+            Ok::<_, h2::Error>(answer.map(|body| Outgoing::new(body, watch)))
         }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
     // The watch has the clocks.
     builder.http1().header_read_timeout(None).max_buf_size(READ_AHEAD);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME);
-    let io = TokioIo::new(Watched::new(stream, Arc::clone(&entered.watch)));
-    let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+        .max_header_list_size(MAX_HEAD)
+        .initial_stream_window_size(ahead.stream)
+        .initial_connection_window_size(ahead.connection)
+        .max_frame_size(ahead.frame);
+    let mut serving = std::pin::pin!(builder.serve_connection(io, service));
     loop {
         tokio::select! {
-            ended = connection.as_mut() => {
+            ended = serving.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a connection ended early");
                 }
                 break;
             }
-            order = entered.watch.told() => match order {
-                Order::Finish => connection.as_mut().graceful_shutdown(),
+            order = entered.connection.told() => match order {
+                Order::Finish => serving.as_mut().graceful_shutdown(),
                 Order::Cut => break,
             },
         }

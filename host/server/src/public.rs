@@ -17,7 +17,7 @@ use modelhost_protocol::page::Outcome;
 use modelhost_protocol::{mlflow, oip_rest, status};
 use modelhost_serving::{Serving, Target};
 use modelhost_telemetry::{Metrics, Traces};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::answer::{self, PAGE_POLICY, body, json, refuse, shown, wrong_method};
 use crate::body::{Bounds, ResponseBody, bytes_of, charged, collect, drain, send, whole};
@@ -33,7 +33,33 @@ use crate::watch::{Patience, Watch};
 pub(crate) const MAX_CONTROL_BYTES: usize = 1 << 20;
 
 /// Lists and pages that are made at once. What they take grows with what the host holds, so they are made beside the server's threads.
-pub(crate) const ASIDE_AT_ONCE: usize = 2;
+const ASIDE_AT_ONCE: usize = 2;
+
+/// Requests for lists and pages that wait meanwhile.
+const ASIDE_WAITING: usize = 1024;
+
+/// Places for what is made beside the server's threads.
+pub(crate) struct Aside {
+    all: Semaphore,
+    made: Semaphore,
+}
+
+impl Aside {
+    /// A place, once one is free. Errors: resource exhausted, when too many wait.
+    async fn place(&self) -> Result<[SemaphorePermit<'_>; 2], Error> {
+        let busy =
+            |_| Error::new(ErrorCode::ResourceExhausted, "too many lists and pages are asked for at once");
+        let waits = self.all.try_acquire().map_err(busy)?;
+        let made = self.made.acquire().await.map_err(|error| Error::internal(error.to_string()))?;
+        Ok([waits, made])
+    }
+}
+
+impl Default for Aside {
+    fn default() -> Self {
+        Self { all: Semaphore::new(ASIDE_AT_ONCE + ASIDE_WAITING), made: Semaphore::new(ASIDE_AT_ONCE) }
+    }
+}
 
 /// What the public port serves from.
 pub(crate) struct Public {
@@ -48,7 +74,7 @@ pub(crate) struct Public {
     pub(crate) access_log: bool,
     pub(crate) repository_control: bool,
     pub(crate) draining: AtomicBool,
-    pub(crate) aside: Semaphore,
+    pub(crate) aside: Aside,
 }
 
 pub(crate) type Answer = Result<Response<ResponseBody>, Error>;
@@ -89,7 +115,7 @@ impl Public {
         // Who asked whether to send, and was refused before anybody looked, sends nothing.
         let asked_first = call.exchange.stage == Stage::Head && call.head.headers.contains_key(EXPECT);
         if let Some(body) = call.body.take().filter(|body| !body.is_end_stream() && !asked_first) {
-            drain(body).await;
+            drain(body, call.exchange.watch.as_ref()).await;
         }
         response = self.charged(response, &call.exchange);
         let sent = response.body().size_hint().exact().unwrap_or_default();
@@ -195,12 +221,13 @@ impl Public {
         }
     }
 
-    /// Makes what grows with what the host holds, beside the server's threads. Errors: as the work's; internal.
+    /// Makes what grows with what the host holds, beside the server's threads. Errors: as the work's; resource exhausted,
+    /// when too many wait; internal.
     pub(crate) async fn aside<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let _place = self.aside.acquire().await.map_err(|error| Error::internal(error.to_string()))?;
+        let _place = self.aside.place().await?;
         let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|error| Error::internal(format!("what was made aside did not end: {error}")))?
     }
@@ -279,4 +306,22 @@ async fn compressed(response: Response<ResponseBody>, headers: &HeaderMap) -> Re
 /// The start of what a caller said, for a message.
 fn excerpt(text: &str) -> &str {
     text.get(..text.floor_char_boundary(200)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_line_for_lists_is_bounded() {
+        let aside = Aside::default();
+        let made = [aside.place().await.unwrap(), aside.place().await.unwrap()];
+        let mut waiting: Vec<_> = (0..ASIDE_WAITING).map(|_| Box::pin(aside.place())).collect();
+        for place in &mut waiting {
+            assert!(futures_util::poll!(place).is_pending());
+        }
+        assert_eq!(aside.place().await.unwrap_err().code, ErrorCode::ResourceExhausted);
+        drop(made);
+        assert!(waiting.remove(0).await.is_ok());
+    }
 }

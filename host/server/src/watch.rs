@@ -1,30 +1,35 @@
 //! What is known of one connection, and when its client has had its time.
 //!
 //! Whose turn it is decides: while the host works for a client, the connection stays; while the client is to send or to read, a clock runs.
-//! Every answer says when it must have been read, and holds its bytes until it was.
+//! Every answer says when it must have been read, and holds its bytes until it was. What a client moves, of a body or of an
+//! answer, counts for its request; other frames of HTTP/2 (a PING, say) count for nothing. Who gives way when bytes are short
+//! is in `pace`.
+
+mod pace;
+mod socket;
 
 use std::collections::{BTreeMap, HashMap};
-use std::io;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use modelhost_core::budget::Charge;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use futures_util::task::AtomicWaker;
+use modelhost_core::budget::{ByteBudget, Charge};
+use modelhost_core::error::{Error, ErrorCode};
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
-/// How an HTTP/2 connection begins.
-const HTTP2: &[u8] = b"PRI * HTTP/2.0";
+use self::pace::Held;
+pub(crate) use self::pace::Room;
+pub(crate) use self::socket::Watched;
 
-/// Who sends nothing for so long in the middle of a request makes room when bytes are short.
-const STOPPED: Duration = Duration::from_secs(1);
+/// What a request that waits for its client is charged for: its head, its task, its place on its connection.
+const WAITING: usize = 48 << 10;
 
-/// How often connections are looked through for bytes.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long the reset of a stream may take to free what was to be read of it. Then the connection is cut.
+const RESET: Duration = Duration::from_secs(2);
 
 /// How long clients may take.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +42,21 @@ pub(crate) struct Patience {
     pub(crate) read: Duration,
 }
 
+/// What the requests of some ports share.
+pub(crate) struct Shared {
+    /// What those that wait for their client are charged to.
+    waits: Arc<ByteBudget>,
+    /// How many there are, and may be.
+    requests: AtomicUsize,
+    most: usize,
+}
+
+impl Shared {
+    pub(crate) fn new(waits: Arc<ByteBudget>, most: usize) -> Arc<Self> {
+        Arc::new(Self { waits, requests: AtomicUsize::new(0), most })
+    }
+}
+
 /// What a connection is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Order {
@@ -47,15 +67,16 @@ pub(crate) enum Order {
 }
 
 /// One connection.
-pub(crate) struct Watch {
+pub(crate) struct Connection {
     state: Mutex<State>,
     told: Notify,
-    connections: Weak<Connections>,
+    /// A client has moved bytes of a request since the last look.
+    has_moved: AtomicBool,
+    shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct State {
-    /// When the client's latest byte came or was taken, or the connection began.
+    /// When the client last did what was its turn, or the connection began.
     heard: Instant,
     /// A request has come.
     asked: bool,
@@ -64,15 +85,15 @@ struct State {
     open: u32,
     /// Those of them that wait for their client.
     waiting: u32,
-    /// Those of these that hold bytes meanwhile.
-    holding: u32,
     /// Since when a request's head arrives.
     head: Option<Instant>,
     /// Since when the client reads nothing although there is something.
     stalled: Option<Instant>,
-    /// Answers that are being sent, and when they must be gone.
-    sending: BTreeMap<u64, Instant>,
+    /// Requests that wait for their client, and answers that are being sent.
+    held: BTreeMap<u64, Held>,
     next: u64,
+    /// The request that has just come over HTTP/2, until something runs it.
+    latest: Option<Arc<Watch>>,
     order: Option<Order>,
 }
 
@@ -84,11 +105,11 @@ impl State {
             is_http2: false,
             open: 0,
             waiting: 0,
-            holding: 0,
             head: None,
             stalled: None,
-            sending: BTreeMap::new(),
+            held: BTreeMap::new(),
             next: 0,
+            latest: None,
             order: None,
         }
     }
@@ -96,12 +117,13 @@ impl State {
     /// What the clock says.
     fn verdict(&self, now: Instant, patience: &Patience) -> Option<Order> {
         let past = |since: Instant, limit: Duration| now.saturating_duration_since(since) > limit;
+        let late = if self.is_http2 { RESET } else { Duration::ZERO };
         if self.stalled.is_some_and(|since| past(since, patience.read))
-            || self.sending.values().any(|until| now > *until)
+            || self.answers().any(|until| past(until, late))
         {
             return Some(Order::Cut);
         }
-        if self.open > 0 || !self.sending.is_empty() {
+        if self.open > 0 || self.answers().next().is_some() {
             return None;
         }
         if let Some(since) = self.head.filter(|_| !self.is_http2) {
@@ -114,12 +136,21 @@ impl State {
         }
     }
 
+    /// When answers that are being sent must be gone.
+    fn answers(&self) -> impl Iterator<Item = Instant> {
+        self.held.values().filter_map(|held| held.until)
+    }
+
     /// Whether the next step is the client's.
     fn is_clients_turn(&self) -> bool {
         self.open <= self.waiting
     }
 
+    /// Bytes came. Over HTTP/2 they may be about nothing.
     fn hear(&mut self, now: Instant) {
+        if self.is_http2 {
+            return;
+        }
         if self.asked {
             self.heard = now; // the first head's clock runs from the connection's begin
         }
@@ -127,57 +158,76 @@ impl State {
             self.head.get_or_insert(now);
         }
     }
+
+    /// Bytes were taken. Over HTTP/2 they may be about nothing.
+    fn took(&mut self, now: Instant) {
+        if self.asked && !self.is_http2 {
+            self.heard = now;
+        }
+    }
+
+    fn hold(&mut self, held: Held) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        self.held.insert(id, held);
+        id
+    }
+
+    /// Takes in what moved, charges for answers that were not read at once, and ends the streams of late ones.
+    fn settle(&mut self, now: Instant, has_moved: bool, waits: &Arc<ByteBudget>) {
+        if has_moved {
+            self.heard = now;
+        }
+        for held in self.held.values_mut() {
+            held.settle(now, waits);
+            if held.until.is_some_and(|until| now > until) {
+                held.watch.reset();
+            }
+        }
+    }
 }
 
-impl Watch {
-    fn new(connections: Weak<Connections>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State::new(Instant::now())), told: Notify::new(), connections })
+impl Connection {
+    fn new(shared: Arc<Shared>) -> Arc<Self> {
+        let (state, told) = (Mutex::new(State::new(Instant::now())), Notify::new());
+        Arc::new(Self { state, told, has_moved: AtomicBool::new(false), shared })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request came.
-    pub(crate) fn open(self: &Arc<Self>) -> Open {
-        let mut state = self.state();
-        state.asked = true;
-        state.open += 1;
-        state.head = None;
-        Open(Arc::clone(self))
-    }
-
-    /// The host waits for an open request's client, until the guard is dropped. `holds`: bytes of the request meanwhile.
-    pub(crate) fn clients_turn(self: &Arc<Self>, holds: bool) -> ClientsTurn {
-        let mut state = self.state();
-        state.waiting += 1;
-        state.holding += u32::from(holds);
-        drop(state);
-        ClientsTurn { watch: Arc::clone(self), holds }
-    }
-
-    /// Bytes for the client to read until then. They hold their charge until they were sent.
-    pub(crate) fn send(self: &Arc<Self>, bytes: Bytes, charge: Option<Charge>, until: Instant) -> Bytes {
-        let mut state = self.state();
-        let id = state.next;
-        state.next += 1;
-        state.sending.insert(id, until);
-        drop(state);
-        Bytes::from_owner(Sending { bytes, _charge: charge, watch: Arc::clone(self), id })
-    }
-
-    /// Bytes are short: clients who stopped in the middle of a request give back what they hold.
-    pub(crate) fn make_room(&self) {
-        if let Some(connections) = self.connections.upgrade() {
-            connections.free_bytes();
+    /// A request came. `shares`: over HTTP/2, where others share its connection. `None`: there are too many, on all
+    /// connections together.
+    pub(crate) fn request(self: &Arc<Self>, shares: bool) -> Option<(Arc<Watch>, Open)> {
+        let watch = Arc::new(Watch {
+            connection: Arc::clone(self),
+            shares,
+            moved: AtomicU64::new(0),
+            body: Mutex::default(),
+            is_over: AtomicBool::new(false),
+            waiter: AtomicWaker::new(),
+            task: OnceLock::new(),
+            handed: AtomicUsize::new(0),
+            sender: AtomicWaker::new(),
+        });
+        if self.shared.requests.fetch_add(1, Ordering::Relaxed) >= self.shared.most {
+            return None;
         }
+        if shares {
+            self.has_moved.store(true, Ordering::Relaxed);
+            let mut state = self.state();
+            state.is_http2 = true;
+            state.latest = Some(Arc::clone(&watch));
+        }
+        let open = watch.open();
+        Some((watch, open))
     }
 
-    /// The client takes what is sent.
-    fn took(&self) {
-        let mut state = self.state();
-        if state.asked {
-            state.heard = Instant::now();
+    /// This task runs the request that has just come.
+    pub(crate) fn runs(&self, task: AbortHandle) {
+        if let Some(watch) = self.state().latest.take() {
+            drop(watch.task.set(task)); // nobody else sets it
         }
     }
 
@@ -201,12 +251,129 @@ impl Watch {
     }
 }
 
+/// One request on its connection.
+pub(crate) struct Watch {
+    connection: Arc<Connection>,
+    shares: bool,
+    /// Bytes of its body that came and of its answer that were taken.
+    moved: AtomicU64,
+    /// What is held of its body until the rest is there.
+    body: Mutex<Option<(Arc<ByteBudget>, u64)>>,
+    /// It gives way: others need its bytes, and its client is slow.
+    is_over: AtomicBool,
+    waiter: AtomicWaker,
+    /// What runs it, where it shares its connection.
+    task: OnceLock<AbortHandle>,
+    /// Large pieces of its answer that the transport has.
+    handed: AtomicUsize,
+    sender: AtomicWaker,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.connection.shared.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Watch {
+    /// It, or a part of it, is worked on.
+    pub(crate) fn open(self: &Arc<Self>) -> Open {
+        let mut state = self.connection.state();
+        state.asked = true;
+        state.open += 1;
+        state.head = None;
+        Open(Arc::clone(self))
+    }
+
+    /// For what it holds before anybody knows which deployment's it is.
+    pub(crate) fn waits(&self) -> Charge {
+        self.connection.shared.waits.charge()
+    }
+
+    /// The host waits for its client, until the guard is dropped. Errors: resource exhausted, when too many wait.
+    pub(crate) fn clients_turn(self: &Arc<Self>) -> Result<ClientsTurn, Error> {
+        let mut waits = self.waits();
+        waits.grow(WAITING)?;
+        self.is_over.store(false, Ordering::Relaxed);
+        let mut state = self.connection.state();
+        state.waiting += 1;
+        let id = state.hold(Held::waiting(self, waits));
+        Ok(ClientsTurn { watch: Arc::clone(self), id })
+    }
+
+    /// Bytes for its client to read until then. They hold their charge until they were sent.
+    pub(crate) fn send(self: &Arc<Self>, bytes: Bytes, charge: Option<Charge>, until: Instant) -> Bytes {
+        let id = self.connection.state().hold(Held::sending(self, charge, until));
+        Bytes::from_owner(Sending { bytes, watch: Arc::clone(self), id })
+    }
+
+    /// Its client moved so many bytes.
+    pub(crate) fn moved(&self, bytes: usize) {
+        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.connection.has_moved.store(true, Ordering::Relaxed);
+    }
+
+    /// What is held of its body by now.
+    pub(crate) fn holds(&self, charge: Option<&Charge>) {
+        let held = charge.map(|charge| (Arc::clone(charge.budget()), charge.bytes()));
+        *self.body.lock().unwrap_or_else(PoisonError::into_inner) = held;
+    }
+
+    /// Ready when it has to give way. Errors are for its client to read.
+    pub(crate) fn poll_over(&self, context: &mut Context<'_>) -> Poll<Error> {
+        self.waiter.register(context.waker());
+        if !self.is_over.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        let text = "others need the bytes that are held for this request, and it moves them too slowly";
+        Poll::Ready(Error::new(ErrorCode::ResourceExhausted, text))
+    }
+
+    /// Ends its stream, where it has one: what hyper and h2 hold of its answer is dropped, and the client hears of it.
+    fn reset(&self) {
+        if let Some(task) = self.task.get() {
+            task.abort();
+        }
+    }
+
+    /// The transport has a large piece of its answer.
+    pub(crate) fn hand_over(&self) {
+        self.handed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The transport has let go of it.
+    pub(crate) fn handed_over(&self) {
+        if self.handed.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.sender.wake();
+        }
+    }
+
+    /// Whether the transport has no large piece of its answer.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.handed.load(Ordering::Acquire) == 0
+    }
+
+    /// Ready when the transport has no large piece of its answer.
+    pub(crate) fn poll_gone(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.is_gone() {
+            return Poll::Ready(());
+        }
+        self.sender.register(context.waker());
+        if self.is_gone() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Whether others share its connection.
+    pub(crate) fn shares(&self) -> bool {
+        self.shares
+    }
+}
+
 /// A request whose answer is not handed over yet.
 pub(crate) struct Open(Arc<Watch>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        let mut state = self.0.connection.state();
         state.open -= 1;
         state.heard = Instant::now();
     }
@@ -215,21 +382,21 @@ impl Drop for Open {
 /// While it lives, the host waits for a client.
 pub(crate) struct ClientsTurn {
     watch: Arc<Watch>,
-    holds: bool,
+    id: u64,
 }
 
 impl Drop for ClientsTurn {
     fn drop(&mut self) {
-        let mut state = self.watch.state();
+        self.watch.holds(None);
+        let mut state = self.watch.connection.state();
         state.waiting -= 1;
-        state.holding -= u32::from(self.holds);
+        state.held.remove(&self.id);
     }
 }
 
 /// Bytes on their way to the client.
 struct Sending {
     bytes: Bytes,
-    _charge: Option<Charge>,
     watch: Arc<Watch>,
     id: u64,
 }
@@ -242,45 +409,72 @@ impl AsRef<[u8]> for Sending {
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        let mut state = self.watch.state();
-        state.sending.remove(&self.id);
+        let mut state = self.watch.connection.state();
+        state.held.remove(&self.id);
         state.heard = Instant::now();
+    }
+}
+
+/// Waits for what a client is to send or to read, at most `until` then. It is the client's turn unless it is done at once.
+/// Errors: as the work's; deadline exceeded, `late`; resource exhausted, when too many wait or it gives way to others.
+pub(crate) async fn clients<T>(
+    watch: Option<&Arc<Watch>>,
+    until: Instant,
+    late: &'static str,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let mut work = std::pin::pin!(work);
+    if let Poll::Ready(done) = futures_util::poll!(work.as_mut()) {
+        return done;
+    }
+    let _turn = watch.map(Watch::clients_turn).transpose()?;
+    let over = std::future::poll_fn(|context| watch.map_or(Poll::Pending, |watch| watch.poll_over(context)));
+    tokio::select! {
+        done = work => done,
+        error = over => Err(error),
+        () = tokio::time::sleep_until(until.into()) => Err(Error::new(ErrorCode::DeadlineExceeded, late)),
     }
 }
 
 /// A listener's connections.
 pub(crate) struct Connections {
     patience: Patience,
-    /// When bytes were looked for the last time: a look at all connections is not free.
-    looked: Mutex<Option<Instant>>,
-    watches: Mutex<HashMap<u64, Arc<Watch>>>,
+    shared: Arc<Shared>,
+    all: Mutex<HashMap<u64, Arc<Connection>>>,
     next: AtomicU64,
 }
 
 impl Connections {
-    pub(crate) fn new(patience: Patience) -> Arc<Self> {
-        let (looked, watches, next) = (Mutex::default(), Mutex::default(), AtomicU64::new(0));
-        Arc::new(Self { patience, looked, watches, next })
+    pub(crate) fn new(patience: Patience, shared: Arc<Shared>) -> Arc<Self> {
+        Arc::new(Self { patience, shared, all: Mutex::default(), next: AtomicU64::new(0) })
     }
 
-    fn watches(&self) -> MutexGuard<'_, HashMap<u64, Arc<Watch>>> {
-        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    fn all(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One more, while what comes back lives.
     pub(crate) fn enter(self: &Arc<Self>) -> Entered {
-        let (id, watch) = (self.next.fetch_add(1, Ordering::Relaxed), Watch::new(Arc::downgrade(self)));
-        self.watches().insert(id, Arc::clone(&watch));
-        Entered { watch, id, connections: Arc::clone(self) }
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let connection = Connection::new(Arc::clone(&self.shared));
+        self.all().insert(id, Arc::clone(&connection));
+        Entered { connection, id, connections: Arc::clone(self) }
+    }
+
+    /// The state of one, with what moved taken in.
+    fn settled<'a>(&self, connection: &'a Connection, now: Instant) -> MutexGuard<'a, State> {
+        let mut state = connection.state();
+        state.settle(now, connection.has_moved.swap(false, Ordering::Relaxed), &self.shared.waits);
+        state
     }
 
     /// Ends those whose clients had their time.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
-        for watch in self.watches().values() {
-            let verdict = watch.state().verdict(now, &self.patience);
+        for connection in self.all().values() {
+            let verdict = self.settled(connection, now).verdict(now, &self.patience);
             if let Some(order) = verdict {
-                watch.tell(order);
+                connection.tell(order);
             }
         }
     }
@@ -288,135 +482,41 @@ impl Connections {
     /// Makes room for so many: ends those that wait for their client, the longest silent first. Who was told to end already counts, so that
     /// those who ask again before room is there cost nobody else a place.
     pub(crate) fn make_room(&self, count: usize) {
-        self.evict(count, Duration::ZERO, |_| true);
-    }
-
-    /// Ends those who hold bytes of a request and have stopped sending.
-    fn free_bytes(&self) {
-        let now = Instant::now();
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        if looked.is_none_or(|last| now - last > LOOK_EVERY) {
-            *looked = Some(now);
-            drop(looked);
-            self.evict(usize::MAX, STOPPED, |state| state.holding > 0);
-        }
-    }
-
-    /// Ends those of the fitting ones whose clients are to send or to read and were silent for so long, until `count` are ending.
-    fn evict(&self, count: usize, silent: Duration, fits: impl Fn(&State) -> bool) {
-        let (now, watches) = (Instant::now(), self.watches());
+        let (now, all) = (Instant::now(), self.all());
         let (mut ending, mut found) = (0, Vec::new());
-        for watch in watches.values() {
-            let state = watch.state();
+        for connection in all.values() {
+            let state = self.settled(connection, now);
             if state.order == Some(Order::Cut) {
                 ending += 1;
-            } else if state.is_clients_turn() && fits(&state) && now - state.heard >= silent {
-                found.push((state.heard, watch));
+            } else if state.is_clients_turn() {
+                found.push((state.heard, connection));
             }
         }
         found.sort_unstable_by_key(|(heard, _)| *heard);
-        for (_, watch) in found.into_iter().take(count.saturating_sub(ending)) {
-            watch.tell(Order::Cut);
+        for (_, connection) in found.into_iter().take(count.saturating_sub(ending)) {
+            connection.tell(Order::Cut);
         }
     }
 
     pub(crate) fn tell_all(&self, order: Order) {
-        self.watches().values().for_each(|watch| watch.tell(order));
+        self.all().values().for_each(|connection| connection.tell(order));
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.watches().len()
+        self.all().len()
     }
 }
 
 /// A connection that counts.
 pub(crate) struct Entered {
-    pub(crate) watch: Arc<Watch>,
+    pub(crate) connection: Arc<Connection>,
     id: u64,
     connections: Arc<Connections>,
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.connections.watches().remove(&self.id);
-    }
-}
-
-/// A socket that tells its watch what its client does.
-pub(crate) struct Watched {
-    stream: TcpStream,
-    watch: Arc<Watch>,
-    began: bool,
-    stalled: bool,
-}
-
-impl Watched {
-    pub(crate) fn new(stream: TcpStream, watch: Arc<Watch>) -> Self {
-        Self { stream, watch, began: false, stalled: false }
-    }
-
-    fn wrote<T>(&mut self, written: Poll<T>) -> Poll<T> {
-        if written.is_pending() != self.stalled {
-            self.stalled = written.is_pending();
-            self.watch.state().stalled = self.stalled.then(Instant::now);
-        } else if written.is_ready() {
-            self.watch.took();
-        }
-        written
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        let came = buffer.filled().get(before..).unwrap_or_default();
-        if !came.is_empty() {
-            let mut state = self.watch.state();
-            state.hear(Instant::now());
-            if !self.began {
-                state.is_http2 = came.starts_with(HTTP2);
-                drop(state);
-                self.began = true;
-            }
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.wrote(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.wrote(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        self.connections.all().remove(&self.id);
     }
 }
 

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use modelhost_admin::{Admin, Intake};
 use modelhost_core::artifact::Digest;
+use modelhost_core::budget::ByteBudget;
 use modelhost_core::deployment::Bounds;
 use modelhost_core::error::Error;
 use modelhost_core::model::{ModelName, ModelVersion};
@@ -22,17 +23,24 @@ use modelhost_serving::Serving;
 use modelhost_telemetry::{Clients, Metrics, Traces};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Config;
 use crate::grpc::Services;
 use crate::guard::{self, Allowed, Asked};
-use crate::listen::{Listener, bind};
-use crate::public::{ASIDE_AT_ONCE, Public};
-use crate::watch::Connections;
+use crate::listen::{Listener, WIDE_AT_ONCE, bind};
+use crate::public::{Aside, Public};
+use crate::watch::{Connections, Room, Shared};
 use crate::{admin, data, system};
 
 /// Connections on the admin port.
 const ADMIN_CONNECTIONS: usize = 256;
+
+/// Requests on the admin port at once.
+const ADMIN_REQUESTS: usize = 1024;
+
+/// What requests on the admin port take together while they wait for their client.
+const ADMIN_WAITING_BYTES: u64 = 32 << 20;
 
 /// A running host.
 pub struct Server {
@@ -44,6 +52,8 @@ pub struct Server {
     catalog: Arc<Catalog>,
     stop: watch::Sender<bool>,
     listeners: Vec<JoinHandle<()>>,
+    /// Makes room when bytes are short.
+    _room: AbortOnDropHandle<()>,
     /// Held while this process uses the data folder.
     _lock: File,
 }
@@ -113,7 +123,7 @@ impl Server {
             request_timeout: Duration::from_millis(config.request_timeout_ms),
             patience: config.patience(),
             repository_control: config.repository_control,
-            aside: Semaphore::new(ASIDE_AT_ONCE),
+            aside: Aside::default(),
             draining: AtomicBool::new(false),
         });
         let server = Self::listen(&config, public, admin, catalog, lock).await?;
@@ -129,12 +139,16 @@ impl Server {
         lock: File,
     ) -> Result<Self, Error> {
         let (stop, stopped) = watch::channel(false);
-        let mut connections = Vec::new();
-        let mut listener = |port, socket, max_connections| {
-            let open = Connections::new(config.patience());
+        let (mut connections, wide) = (Vec::new(), Arc::new(Semaphore::new(WIDE_AT_ONCE)));
+        let waits = Arc::clone(public.serving.streams());
+        let shared = Shared::new(waits, config.max_requests());
+        let admin_waits = ByteBudget::new("the admin port", ADMIN_WAITING_BYTES);
+        let admin_shared = Shared::new(Arc::clone(&admin_waits), ADMIN_REQUESTS);
+        let mut listener = |port, socket, max_connections, shared: &Arc<Shared>| {
+            let open = Connections::new(config.patience(), Arc::clone(shared));
             connections.push((port, Arc::clone(&open)));
             let drain_timeout = Duration::from_millis(config.drain_timeout_ms);
-            Listener { socket, max_connections, connections: open, drain_timeout }
+            Listener { socket, max_connections, connections: open, wide: Arc::clone(&wide), drain_timeout }
         };
         let (socket, admin_socket) = (bind(config.listen).await?, bind(config.admin_listen).await?);
         let local = |socket: &tokio::net::TcpListener| {
@@ -165,20 +179,39 @@ impl Server {
             let socket = bind(address).await?;
             grpc_address = Some(local(&socket)?);
             let guarded = handle(config.allowed(address)?);
-            let served = listener("grpc", socket, config.max_connections).serve(guarded, stopped.clone());
+            let served =
+                listener("grpc", socket, config.max_connections, &shared).serve(guarded, stopped.clone());
             listeners.push(tokio::spawn(served));
         }
         let guarded = handle(config.allowed(address)?);
-        let served = listener("public", socket, config.max_connections).serve(guarded, stopped.clone());
+        let served =
+            listener("public", socket, config.max_connections, &shared).serve(guarded, stopped.clone());
         listeners.push(tokio::spawn(served));
-        let served = listener("admin", admin_socket, ADMIN_CONNECTIONS).serve(handle_admin, stopped);
+        let served =
+            listener("admin", admin_socket, ADMIN_CONNECTIONS, &admin_shared).serve(handle_admin, stopped);
         listeners.push(tokio::spawn(served));
+        let room = Room {
+            budgets: vec![Arc::clone(public.serving.bodies()), admin_waits],
+            listeners: connections.iter().map(|(_, open)| Arc::clone(open)).collect(),
+        };
+        let room = AbortOnDropHandle::new(tokio::spawn(room.keep()));
         let serving = Arc::downgrade(&public.serving);
         public.metrics.watch_clients(Box::new(move || Clients {
             connections: connections.iter().map(|(port, open)| (*port, open.count())).collect(),
             held_bytes: serving.upgrade().map_or(0, |serving| serving.bodies().used()),
         }));
-        Ok(Self { address, grpc_address, admin_address, public, grpc, catalog, stop, listeners, _lock: lock })
+        Ok(Self {
+            address,
+            grpc_address,
+            admin_address,
+            public,
+            grpc,
+            catalog,
+            stop,
+            listeners,
+            _room: room,
+            _lock: lock,
+        })
     }
 
     /// Where predictions are asked for.

@@ -1,7 +1,10 @@
 //! CSV files of any length: read, predicted and written piece by piece, a few pieces in memory at a time.
 //!
-//! A file has a place in its deployment only while a piece of it is answered: a caller who sends or reads slowly holds a connection and a
-//! small charge. What fails before the first piece is answered has a status of its own. Later the status is out: the connection is cut, so that
+//! A file has a place in its deployment only while a piece of it is answered: a caller who sends or reads slowly holds a
+//! connection and a small charge. A file has no deadline as a whole. But within the time of one request some row of it must
+//! come to its end and each answer must be read, and whoever is slow gives way when bytes are short.
+//!
+//! What fails before the first piece is answered has a status of its own. Later the status is out: the connection is cut, so that
 //! nobody takes what came for all of it, and the log says why. A client must read while it sends: what is not read stops what is sent.
 
 use std::io;
@@ -31,7 +34,7 @@ use crate::coding::{Coding, WORKSPACE};
 use crate::exchange::{Exchange, Stage};
 use crate::pipeline::{self, Choice, Encoded};
 use crate::public::{Answer, Call, Public};
-use crate::watch::Watch;
+use crate::watch::{Watch, clients};
 
 /// Bytes of the file decoded and predicted at a time.
 const PIECE: usize = 64 << 10;
@@ -83,7 +86,7 @@ struct File {
     plain: Pin<Box<dyn AsyncRead + Send>>,
     most: usize,
     watch: Option<Arc<Watch>>,
-    _charge: Charge,
+    charge: Charge,
 }
 
 impl File {
@@ -95,34 +98,41 @@ impl File {
         charge: Charge,
     ) -> Self {
         let limited = Limited::new(body, most);
-        let coded = StreamReader::new(BodyDataStream::new(limited).map_err(io::Error::other));
+        let moves = watch.clone();
+        let moved = move |piece: &Bytes| moves.iter().for_each(|watch| watch.moved(piece.len()));
+        let coded =
+            StreamReader::new(BodyDataStream::new(limited).inspect_ok(moved).map_err(io::Error::other));
         let plain: Pin<Box<dyn AsyncRead + Send>> = match coding {
             Some(coding) => coding.decoder(coded),
             None => Box::pin(coded),
         };
-        Self { plain, most, watch, _charge: charge }
+        Self { plain, most, watch, charge }
     }
 
     /// The next piece, empty at the end: all of it, or what came of it `until` then. Errors: deadline exceeded, when nothing came; too
-    /// large; invalid argument.
+    /// large; invalid argument; resource exhausted, when it gives way to others.
     async fn read(&mut self, until: Instant) -> Result<Bytes, Error> {
-        let _turn = self.watch.as_ref().map(|watch| watch.clients_turn(true));
-        let mut piece = BytesMut::with_capacity(PIECE);
-        while piece.len() < PIECE {
-            let read = match tokio::time::timeout_at(until.into(), self.plain.read_buf(&mut piece)).await {
-                Ok(read) => read,
-                Err(_) if !piece.is_empty() => break,
-                Err(_) => return Err(Error::new(ErrorCode::DeadlineExceeded, "body: it stopped arriving")),
-            };
-            let read = read.map_err(|error| match error.get_ref() {
-                Some(inner) if inner.is::<LengthLimitError>() => too_large(self.most),
-                _ => Error::invalid(format!("body: {error}")),
-            })?;
-            if read == 0 {
-                break;
-            }
+        if let Some(watch) = &self.watch {
+            watch.holds(Some(&self.charge));
         }
-        Ok(piece.freeze())
+        let (plain, most, mut piece) = (&mut self.plain, self.most, BytesMut::with_capacity(PIECE));
+        let fill = async {
+            while piece.len() < PIECE {
+                let read = plain.read_buf(&mut piece).await.map_err(|error| match error.get_ref() {
+                    Some(inner) if inner.is::<LengthLimitError>() => too_large(most),
+                    _ => Error::invalid(format!("body: {error}")),
+                })?;
+                if read == 0 {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let filled = clients(self.watch.as_ref(), until, "body: it stopped arriving", fill).await;
+        match filled {
+            Err(error) if error.code != ErrorCode::DeadlineExceeded || piece.is_empty() => Err(error),
+            Ok(()) | Err(_) => Ok(piece.freeze()),
+        }
     }
 }
 
@@ -185,6 +195,7 @@ impl Run {
         let sticky_field = self.sticky_field.clone();
         let mut decoder = csv::Decoder::new(&version, sticky_field.as_deref())?;
         let (mut piece, mut header) = (start, true);
+        let mut until = self.exchange.deadline.instant();
         loop {
             let ends = piece.is_empty();
             self.exchange.received_bytes += piece.len() as u64;
@@ -201,26 +212,42 @@ impl Run {
                 let answer = pipeline::predict(exchange, &self.resolved, request, read, encode, None).await?;
                 header = false;
                 self.resolved.leave();
-                self.send(answer, answers).await;
+                self.send(answer, &file.charge, answers).await?;
+                until = Instant::now() + self.public.request_timeout;
+            } else if !ends && Instant::now() >= until {
+                return Err(Error::new(ErrorCode::DeadlineExceeded, "body: no row came to its end in time"));
             }
             if ends {
                 return Ok(());
             }
             self.resolved.leave();
             self.exchange.stage = Stage::Body;
-            piece = file.read(Instant::now() + self.public.request_timeout).await?;
+            piece = file.read(until).await?;
         }
     }
 
-    async fn send(&mut self, answer: pipeline::Answer, answers: &mpsc::Sender<Piece>) {
+    /// Errors: deadline exceeded, when the client does not read on; resource exhausted, when it gives way to others.
+    async fn send(
+        &mut self,
+        answer: pipeline::Answer,
+        charge: &Charge,
+        answers: &mpsc::Sender<Piece>,
+    ) -> Result<(), Error> {
         let body = answer.encoded.body;
         self.exchange.sent_bytes += body.len() as u64;
         let until = Instant::now() + self.public.request_timeout;
-        let _turn = self.exchange.watch.as_ref().map(|watch| watch.clients_turn(false));
-        let body = match &self.exchange.watch {
-            Some(watch) => watch.send(body, Some(answer.charge), until),
+        let watch = self.exchange.watch.as_ref();
+        let body = match watch {
+            Some(watch) => {
+                watch.holds(Some(charge));
+                watch.send(body, Some(answer.charge), until)
+            }
             None => body,
         };
-        drop(answers.send(Ok(Some(body))).await); // `answer` sees when nobody reads on
+        let sent = async {
+            drop(answers.send(Ok(Some(body))).await); // `answer` sees when nobody reads on
+            Ok(())
+        };
+        clients(watch, until, "the answers were not read in time", sent).await
     }
 }

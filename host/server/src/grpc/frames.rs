@@ -12,9 +12,9 @@ use modelhost_core::budget::Charge;
 use modelhost_core::error::{Error, ErrorCode};
 use tokio::io::AsyncReadExt;
 
-use crate::body::{Content, Gathered, make_room};
+use crate::body::{Content, Gathered, LATE};
 use crate::coding::Coding;
-use crate::watch::Watch;
+use crate::watch::{Watch, clients};
 
 /// Bytes of a message that are looked at for the model's name.
 const START: usize = 4 << 10;
@@ -34,6 +34,8 @@ pub(super) struct Frames {
     coding: Option<Coding>,
     most: usize,
     watch: Option<Arc<Watch>>,
+    /// For what came before anybody knows whose it is.
+    held: Option<Charge>,
     /// Where the next message begins is not known any more.
     is_broken: bool,
 }
@@ -79,14 +81,15 @@ impl Frames {
                 Error::new(ErrorCode::UnsupportedFormat, text)
             })?),
         };
-        Ok(Self { body, rest: Bytes::new(), coding, most, watch, is_broken: false })
+        let held = watch.as_ref().map(|watch| watch.waits());
+        Ok(Self { body, rest: Bytes::new(), coding, most, watch, held, is_broken: false })
     }
 
     /// Waits for the next message to begin; `None` where the caller ends the call. Errors: deadline exceeded, when it did not by `until`; too
     /// large; invalid argument.
     pub(super) async fn begin(&mut self, until: Instant) -> Result<Option<Begun>, Error> {
-        let _turn = self.watch.clone().map(|watch| watch.clients_turn(false));
-        in_time(until, self.begin_now()).await
+        let watch = self.watch.clone();
+        clients(watch.as_ref(), until, LATE, self.begin_now()).await
     }
 
     async fn begin_now(&mut self) -> Result<Option<Begun>, Error> {
@@ -111,6 +114,7 @@ impl Frames {
         }
         let wanted = length.min(if coding == Some(Coding::Zstd) { ZSTD_BLOCK } else { START });
         if self.rest.len() < wanted {
+            self.hold(wanted)?;
             let mut joined = std::mem::take(&mut self.rest).to_vec();
             while joined.len() < wanted {
                 if !self.more().await? {
@@ -131,11 +135,12 @@ impl Frames {
         charge: Charge,
         until: Instant,
     ) -> Result<Content, Error> {
-        let _turn = self.watch.clone().map(|watch| watch.clients_turn(true));
+        let watch = self.watch.clone();
         self.is_broken = true;
-        let finished = in_time(until, self.finish_now(begun.length, charge)).await;
-        let (bytes, charge) = finished.inspect_err(|error| make_room(error, self.watch.as_ref()))?;
+        let (bytes, charge) =
+            clients(watch.as_ref(), until, LATE, self.finish_now(begun.length, charge)).await?;
         self.is_broken = false;
+        self.hold(self.rest.len())?;
         Ok(Content { bytes, charge, coding: begun.coding, most: self.most })
     }
 
@@ -149,7 +154,7 @@ impl Frames {
             charge.grow(length)?;
             return Ok((self.rest.split_to(length), charge)); // nothing to copy
         }
-        let mut gathered = Gathered::new(charge);
+        let mut gathered = Gathered::new(charge, self.watch.as_ref());
         loop {
             let piece = self.rest.split_to(self.rest.len().min(length - gathered.len()));
             gathered.push(&piece, length)?;
@@ -162,20 +167,25 @@ impl Frames {
         }
     }
 
+    fn hold(&mut self, bytes: usize) -> Result<(), Error> {
+        let Some(held) = &mut self.held else { return Ok(()) };
+        held.shrink_to(bytes);
+        let more = bytes.saturating_sub(usize::try_from(held.bytes()).unwrap_or(bytes));
+        held.grow(more)
+    }
+
     /// Takes in the next piece of the body. False: there is none.
     async fn more(&mut self) -> Result<bool, Error> {
         while self.rest.is_empty() {
             let Some(frame) = self.body.frame().await else { return Ok(false) };
             let frame = frame.map_err(|error| Error::invalid(format!("body: {error}")))?;
             self.rest = frame.into_data().unwrap_or_default();
+            if let Some(watch) = &self.watch {
+                watch.moved(self.rest.len());
+            }
         }
         Ok(true)
     }
-}
-
-async fn in_time<T>(until: Instant, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let late = |_| Error::new(ErrorCode::DeadlineExceeded, "body: it did not arrive in time");
-    tokio::time::timeout_at(until.into(), work).await.map_err(late)?
 }
 
 fn early() -> Error {

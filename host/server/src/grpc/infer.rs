@@ -28,7 +28,7 @@ use crate::coding::Coding;
 use crate::exchange::{Exchange, Stage};
 use crate::pipeline::{self, Choice, Dialect, Encoded};
 use crate::public::Public;
-use crate::watch::Watch;
+use crate::watch::{Watch, clients};
 
 /// Answers of a stream that wait for the client to read them.
 const AHEAD: usize = 2;
@@ -206,9 +206,8 @@ impl Stream {
             () = self.answers.closed() => return,
         };
         let last = trailers(ended.err().map(|error| refuse_request(&error, "")));
-        let _turn = self.watch.as_ref().map(|watch| watch.clients_turn(false));
-        let end = self.answers.send(Ok(Frame::trailers(last)));
-        drop(tokio::time::timeout(self.public.request_timeout, end).await); // a caller who left needs no end
+        let until = Instant::now() + self.public.request_timeout;
+        drop(self.put(Frame::trailers(last), until).await); // a caller who left needs no end
     }
 
     async fn messages(&self, body: Incoming) -> Result<(), Error> {
@@ -249,13 +248,18 @@ impl Stream {
 
     /// Errors: deadline exceeded, when the caller does not read on.
     async fn send(&self, pieces: Vec<Bytes>, charge: Option<Charge>, until: Instant) -> Result<(), Error> {
-        let _turn = self.watch.as_ref().map(|watch| watch.clients_turn(false));
-        let late = |_| Error::new(ErrorCode::DeadlineExceeded, "the stream's answers were not read in time");
         for piece in guarded(self.watch.as_ref(), pieces, charge, until) {
-            let sent = self.answers.send(Ok(Frame::data(piece)));
-            drop(tokio::time::timeout_at(until.into(), sent).await.map_err(late)?); // `run` sees when nobody reads on
+            self.put(Frame::data(piece), until).await?;
         }
         Ok(())
+    }
+
+    async fn put(&self, frame: Frame<Bytes>, until: Instant) -> Result<(), Error> {
+        let sent = async {
+            drop(self.answers.send(Ok(frame)).await); // `run` sees when nobody reads on
+            Ok(())
+        };
+        clients(self.watch.as_ref(), until, "the stream's answers were not read in time", sent).await
     }
 }
 
