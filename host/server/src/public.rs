@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, VARY};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, VARY};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use modelhost_core::error::{Error, ErrorCode};
@@ -117,7 +117,7 @@ impl Public {
                 let answer = tokio::time::timeout_at(until.into(), self.control(route, call))
                     .await
                     .map_err(late)??;
-                Ok(compressed(answer, &call.head.headers).await)
+                Ok(self.compressed(answer, &call.head.headers).await)
             }
         }
     }
@@ -205,6 +205,26 @@ impl Public {
         done.map_err(|error| Error::internal(format!("what was made aside did not end: {error}")))?
     }
 
+    /// Compresses an answer that is no prediction, if the caller wants that.
+    async fn compressed(
+        &self,
+        response: Response<ResponseBody>,
+        headers: &HeaderMap,
+    ) -> Response<ResponseBody> {
+        let Some(coding) = Coding::for_response(headers) else { return response };
+        if response.headers().contains_key(CONTENT_ENCODING) {
+            return response;
+        }
+        let (mut head, body) = response.into_parts();
+        let ResponseBody::Whole(body, _) = body else { return Response::from_parts(head, body) };
+        let plain = bytes_of(body);
+        head.headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        let coded = coding.compress(&plain, self.serving.bodies().charge()).await;
+        let Some((coded, charge)) = coded else { return Response::from_parts(head, whole(plain)) };
+        head.headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.as_str()));
+        Response::from_parts(head, charged(coded, charge))
+    }
+
     /// The body of a request that is no prediction.
     pub(crate) async fn collect_control(&self, call: &mut Call) -> Result<Bytes, Error> {
         let Some(body) = &mut call.body else { return Ok(Bytes::new()) };
@@ -258,22 +278,6 @@ fn respond(answer: pipeline::Answer, negotiated: bool) -> Response<ResponseBody>
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.as_str()));
     }
     response
-}
-
-/// Compresses an answer that is no prediction, if the caller wants that.
-async fn compressed(response: Response<ResponseBody>, headers: &HeaderMap) -> Response<ResponseBody> {
-    let Some(coding) = Coding::for_response(headers) else { return response };
-    if response.headers().contains_key(CONTENT_ENCODING) {
-        return response;
-    }
-    let (mut head, body) = response.into_parts();
-    let ResponseBody::Whole(body, _) = body else { return Response::from_parts(head, body) };
-    let plain = bytes_of(body);
-    head.headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
-    let Some(coded) = coding.compress(&plain).await else { return Response::from_parts(head, whole(plain)) };
-    head.headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.as_str()));
-    head.headers.remove(CONTENT_LENGTH);
-    Response::from_parts(head, whole(coded))
 }
 
 /// The start of what a caller said, for a message.

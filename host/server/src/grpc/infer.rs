@@ -13,6 +13,7 @@ use hyper::{Request, Response};
 use modelhost_core::budget::Charge;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::Version;
 use modelhost_protocol::{ReplyForm, oip_grpc, status};
@@ -54,8 +55,13 @@ impl Grpc {
 impl Dialect for Grpc {
     type Form = (Option<String>, ReplyForm);
 
-    fn decode(&self, content: &Bytes, choice: Choice) -> Result<(Resolved, InferRequest, Self::Form), Error> {
-        let (mut request, form) = oip_grpc::read(content, (&self.model, &self.version), self.most)?;
+    fn decode(
+        &self,
+        content: &Bytes,
+        choice: Choice,
+        room: &Room,
+    ) -> Result<(Resolved, InferRequest, Self::Form), Error> {
+        let (mut request, form) = oip_grpc::read(content, (&self.model, &self.version), self.most, room)?;
         let (resolved, _) = choice.by_field(|field| request.parameter(field))?;
         let id = request.id.take();
         Ok((resolved, request, (id, form)))
@@ -66,16 +72,15 @@ impl Dialect for Grpc {
         version: &Version,
         outputs: &[Tensor],
         (id, form): Self::Form,
+        room: &Room,
     ) -> Result<Encoded, Error> {
-        let response = oip_grpc::encode(version, id, outputs, &form)?;
+        let response = oip_grpc::encode(version, id, outputs, &form, room)?;
         let message = if self.streams {
-            oip_grpc::pb::ModelStreamInferResponse {
-                error_message: String::new(),
-                infer_response: Some(response),
-            }
-            .encode_to_vec()
+            let (error_message, infer_response) = (String::new(), Some(response));
+            let wrapped = oip_grpc::pb::ModelStreamInferResponse { error_message, infer_response };
+            oip_grpc::written(&wrapped, room)?
         } else {
-            response.encode_to_vec()
+            oip_grpc::written(&response, room)?
         };
         Ok(Encoded::new(GRPC, message))
     }
