@@ -142,6 +142,9 @@ pub fn first_field(start: &[u8], field: &str) -> Option<Vec<u8>> {
         let (result, read, written) = reader.read_field(rest, &mut buffer);
         rest = rest.get(read..)?;
         value.extend_from_slice(buffer.get(..written)?);
+        if value.len() > MAX_FIELD {
+            return None; // whoever decodes it says so
+        }
         match result {
             ReadFieldResult::Field { record_end } => {
                 if in_header && value == field.as_bytes() {

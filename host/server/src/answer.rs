@@ -62,6 +62,6 @@ pub(crate) fn shown(error: &Error, request_id: &str) -> Error {
     if error.code != ErrorCode::Internal {
         return error.clone();
     }
-    tracing::error!(%error, request_id, "a request failed");
+    tracing::error!(error = %error.chain(), request_id, "a request failed");
     Error::internal(format!("the host failed; its log has the reason under request {request_id}"))
 }

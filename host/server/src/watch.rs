@@ -15,7 +15,7 @@ use bytes::Bytes;
 use modelhost_core::budget::Charge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 /// How an HTTP/2 connection begins.
 const HTTP2: &[u8] = b"PRI * HTTP/2.0";
@@ -25,6 +25,9 @@ const STOPPED: Duration = Duration::from_secs(1);
 
 /// How often connections are looked through for bytes.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Calls for health and reflection that one connection may have open: a watch of the host's health never ends.
+const SMALL_CALLS: usize = 8;
 
 /// How long clients may take.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +54,8 @@ pub(crate) struct Watch {
     state: Mutex<State>,
     told: Notify,
     connections: Weak<Connections>,
+    /// Places of calls for health and reflection.
+    pub(crate) small_calls: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -131,7 +136,9 @@ impl State {
 
 impl Watch {
     fn new(connections: Weak<Connections>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State::new(Instant::now())), told: Notify::new(), connections })
+        let (state, small_calls) =
+            (Mutex::new(State::new(Instant::now())), Arc::new(Semaphore::new(SMALL_CALLS)));
+        Arc::new(Self { state, told: Notify::new(), connections, small_calls })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

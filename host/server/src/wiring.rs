@@ -20,14 +20,15 @@ use modelhost_core::ports::{BlobStore, Lifecycle, ModelRuntime, Observer};
 use modelhost_registry::{Blobs, Catalog};
 use modelhost_serving::Serving;
 use modelhost_telemetry::{Clients, Metrics, Traces};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::aside::Aside;
 use crate::config::Config;
 use crate::grpc::Services;
 use crate::guard::{self, Allowed, Asked};
 use crate::listen::{Listener, bind};
-use crate::public::{ASIDE_AT_ONCE, Public};
+use crate::public::Public;
 use crate::watch::Connections;
 use crate::{admin, data, system};
 
@@ -113,7 +114,7 @@ impl Server {
             request_timeout: Duration::from_millis(config.request_timeout_ms),
             patience: config.patience(),
             repository_control: config.repository_control,
-            aside: Semaphore::new(ASIDE_AT_ONCE),
+            aside: Aside::new(Arc::clone(serving.bodies())),
             draining: AtomicBool::new(false),
         });
         let server = Self::listen(&config, public, admin, catalog, lock).await?;

@@ -34,6 +34,8 @@ pub(super) struct Frames {
     coding: Option<Coding>,
     most: usize,
     watch: Option<Arc<Watch>>,
+    /// For `rest`, and for what is gathered of a message's start.
+    charge: Charge,
     /// Where the next message begins is not known any more.
     is_broken: bool,
 }
@@ -64,12 +66,14 @@ impl Begun {
 }
 
 impl Frames {
-    /// Messages of at most `most` bytes, before and after decompression. Errors: unsupported format, naming the coding.
+    /// Messages of at most `most` bytes, before and after decompression. `charge`: for what comes before it is asked for.
+    /// Errors: unsupported format, naming the coding.
     pub(super) fn new(
         headers: &HeaderMap,
         body: Incoming,
         most: usize,
         watch: Option<Arc<Watch>>,
+        charge: Charge,
     ) -> Result<Self, Error> {
         let coding = headers.get("grpc-encoding").map(|name| name.to_str().unwrap_or("?"));
         let coding = match coding {
@@ -79,21 +83,29 @@ impl Frames {
                 Error::new(ErrorCode::UnsupportedFormat, text)
             })?),
         };
-        Ok(Self { body, rest: Bytes::new(), coding, most, watch, is_broken: false })
+        Ok(Self { body, rest: Bytes::new(), coding, most, watch, charge, is_broken: false })
     }
 
     /// Waits for the next message to begin; `None` where the caller ends the call. Errors: deadline exceeded, when it did not by `until`; too
-    /// large; invalid argument.
+    /// large; resource exhausted; invalid argument.
     pub(super) async fn begin(&mut self, until: Instant) -> Result<Option<Begun>, Error> {
-        let _turn = self.watch.clone().map(|watch| watch.clients_turn(false));
-        in_time(until, self.begin_now()).await
+        if self.rest.is_empty() {
+            let _turn = self.watch.clone().map(|watch| watch.clients_turn(false));
+            if !in_time(until, self.more()).await? {
+                return Ok(None);
+            }
+        }
+        // It has begun: whoever stops now holds bytes.
+        let _turn = self.watch.clone().map(|watch| watch.clients_turn(true));
+        let begun = in_time(until, self.begin_now()).await;
+        begun.map(Some).inspect_err(|error| make_room(error, self.watch.as_ref()))
     }
 
-    async fn begin_now(&mut self) -> Result<Option<Begun>, Error> {
+    async fn begin_now(&mut self) -> Result<Begun, Error> {
         let mut prefix = Vec::with_capacity(PREFIX);
         while prefix.len() < PREFIX {
             if self.rest.is_empty() && !self.more().await? {
-                return if prefix.is_empty() { Ok(None) } else { Err(early()) };
+                return Err(early());
             }
             prefix.extend_from_slice(&self.rest.split_to(self.rest.len().min(PREFIX - prefix.len())));
         }
@@ -121,7 +133,7 @@ impl Frames {
             self.rest = joined.into();
         }
         let start = self.rest.slice(..wanted);
-        Ok(Some(Begun { length, coding, start }))
+        Ok(Begun { length, coding, start })
     }
 
     /// The rest of a message. Errors: as [`Self::begin`]; resource exhausted.
@@ -147,12 +159,16 @@ impl Frames {
     async fn finish_now(&mut self, length: usize, mut charge: Charge) -> Result<(Bytes, Charge), Error> {
         if self.rest.len() >= length {
             charge.grow(length)?;
-            return Ok((self.rest.split_to(length), charge)); // nothing to copy
+            let message = self.rest.split_to(length); // nothing to copy
+            self.charge.shrink_to(self.rest.len());
+            return Ok((message, charge));
         }
         let mut gathered = Gathered::new(charge);
         loop {
             let piece = self.rest.split_to(self.rest.len().min(length - gathered.len()));
             gathered.push(&piece, length)?;
+            drop(piece);
+            self.charge.shrink_to(self.rest.len());
             if gathered.len() == length {
                 return Ok(gathered.finish());
             }
@@ -167,7 +183,9 @@ impl Frames {
         while self.rest.is_empty() {
             let Some(frame) = self.body.frame().await else { return Ok(false) };
             let frame = frame.map_err(|error| Error::invalid(format!("body: {error}")))?;
-            self.rest = frame.into_data().unwrap_or_default();
+            let piece = frame.into_data().unwrap_or_default();
+            self.charge.grow(piece.len())?;
+            self.rest = piece;
         }
         Ok(true)
     }
