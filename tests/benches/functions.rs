@@ -23,11 +23,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use modelhost_core::artifact::{Artifact, Digest};
+use modelhost_core::budget::ByteBudget;
 use modelhost_core::deployment::MemoryBudget;
 use modelhost_core::error::Error;
 use modelhost_core::graph::{Batching, GraphOptions};
 use modelhost_core::infer::{Deadline, InferRequest};
 use modelhost_core::ports::{BlobStore, BoxFuture, LoadedModel, ModelRuntime};
+use modelhost_core::room::Room;
 use modelhost_core::tensor::{DType, Tensor};
 use modelhost_core::version::{Isolation, Limits, Package};
 use modelhost_engine::{Config, Runtime};
@@ -244,18 +246,24 @@ fn decode(criterion: &mut Criterion) {
     let typed = Bytes::from(message(Some(typed), Vec::new()).encode_to_vec());
     let untyped = Bytes::from(message(None, vec![raw.clone()]).encode_to_vec());
 
+    let budget = ByteBudget::new("a deployment", 1 << 30);
     let mut group = criterion.benchmark_group("decode 1000 x 30");
     group.throughput(Throughput::Bytes(raw.len() as u64));
+    let room = || Room::of(budget.charge());
     group.bench_function("copy", |bencher| bencher.iter(|| raw.to_vec()));
     group.bench_function("binary REST", |bencher| {
-        bencher.iter(|| oip_rest::decode(&binary, head.len()).unwrap());
+        bencher.iter(|| oip_rest::decode(&binary, head.len(), &room()).unwrap());
     });
-    let grpc = |body: &Bytes| oip_grpc::decode(pb::ModelInferRequest::decode(body.clone()).unwrap()).unwrap();
+    let grpc = |body: &Bytes| {
+        oip_grpc::decode(pb::ModelInferRequest::decode(body.clone()).unwrap(), &room()).unwrap()
+    };
     group.bench_function("gRPC, raw", |bencher| bencher.iter(|| grpc(&untyped)));
     group.bench_function("gRPC, typed", |bencher| bencher.iter(|| grpc(&typed)));
     // Of the text, not of the tensor.
     group.throughput(Throughput::Bytes(json.len() as u64));
-    group.bench_function("JSON", |bencher| bencher.iter(|| oip_rest::decode(&json, json.len()).unwrap()));
+    group.bench_function("JSON", |bencher| {
+        bencher.iter(|| oip_rest::decode(&json, json.len(), &room()).unwrap())
+    });
     group.finish();
 }
 

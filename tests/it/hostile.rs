@@ -114,7 +114,7 @@ fn malformed_tensors_are_named() {
         (with(json!({"shape": [2]})), "tensor \"x\": shape [2] of FP32 needs 2 x 4 bytes, 4 came"),
         (with(json!({"shape": vec![1; 40]})), "input \"x\": shape: more than 32 dimensions"),
         (with(json!({"datatype": "FP31"})), "input \"x\": datatype \"FP31\""),
-        (with(json!({"data": [[[[1]]]]})), "tensor \"x\", element 0: data is nested 4 deep"),
+        (with(json!({"data": [[[[1]]]]})), "input \"x\": element 0: data is nested 4 deep"),
         (twice, "input \"x\" is given twice"),
         ("[".repeat(100_000), "expected an object"),
         (format!("{{\"a\":{}", "[".repeat(100_000)), "nested deeper than 64"),

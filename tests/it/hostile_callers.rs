@@ -1,14 +1,16 @@
 //! Callers who mean harm, by connections, bodies and streams: what they hold is bounded, and everybody else is served meanwhile.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use modelhost_protocol::oip_grpc::pb;
 use modelhost_server::Config;
-use modelhost_tests::{Client, Host, Package, x};
+use modelhost_tests::{Client, Host, Package, Process, x};
 use prost::Message;
 use serde_json::json;
 
@@ -184,24 +186,31 @@ fn grpc(host: &Host, body: &[u8], ends: bool) -> (String, String) {
 }
 
 fn grpc_within(host: &Host, body: &[u8], ends: bool, timeout: &str) -> (String, String) {
-    let timeout = timeout.to_owned();
-    let address = host.client.url.trim_start_matches("http://").to_owned();
-    let body = Bytes::copy_from_slice(body);
+    let method = "inference.GRPCInferenceService/ModelInfer";
+    let said = call(&host.client.url, method, &[("grpc-timeout", timeout)], body, ends);
+    let field = |name: &str| said.get(name).cloned().unwrap_or_default();
+    (field("grpc-status"), field("grpc-message").replace("%20", " "))
+}
+
+/// Calls a gRPC method with these bytes as the call's body, `ends` or not; returns the answer's headers and trailers.
+pub(crate) fn call(
+    url: &str,
+    method: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+    ends: bool,
+) -> HashMap<String, String> {
+    let address = url.trim_start_matches("http://");
+    let mut rest = Bytes::copy_from_slice(body);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async move {
-        let stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
         let (client, connection) = h2::client::handshake(stream).await.unwrap();
         let connection = tokio::spawn(connection);
-        let request = ureq::http::Request::builder()
-            .method("POST")
-            .uri(format!("http://{address}/inference.GRPCInferenceService/ModelInfer"))
-            .header("content-type", "application/grpc")
-            .header("grpc-timeout", timeout)
-            .header("te", "trailers");
         let mut client = client.ready().await.unwrap();
-        let (answer, mut sender) = client.send_request(request.body(()).unwrap(), false).unwrap();
-        sender.reserve_capacity(body.len());
-        let mut rest = body;
+        let request = request(address, method, headers);
+        let (answer, mut sender) = client.send_request(request, false).unwrap();
+        sender.reserve_capacity(rest.len());
         while !rest.is_empty() {
             match std::future::poll_fn(|context| sender.poll_capacity(context)).await {
                 Some(Ok(room)) => sender.send_data(rest.split_to(room.min(rest.len())), false).unwrap(),
@@ -214,17 +223,28 @@ fn grpc_within(host: &Host, body: &[u8], ends: bool, timeout: &str) -> (String, 
         let (head, mut body) = answer.await.unwrap().into_parts();
         while let Some(Ok(_)) = body.data().await {}
         let last = body.trailers().await.ok().flatten().unwrap_or_default();
-        let field = |name: &str| {
-            let value = last.get(name).or_else(|| head.headers.get(name));
-            value.map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
-        };
         connection.abort();
-        (field("grpc-status"), field("grpc-message").replace("%20", " "))
+        let text = |(name, value): (&ureq::http::HeaderName, &ureq::http::HeaderValue)| {
+            (name.to_string(), value.to_str().unwrap().to_owned())
+        };
+        head.headers.iter().chain(&last).map(text).collect()
     })
 }
 
+fn request(address: &str, method: &str, headers: &[(&str, &str)]) -> ureq::http::Request<()> {
+    let mut request = ureq::http::Request::builder()
+        .method("POST")
+        .uri(format!("http://{address}/{method}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(()).unwrap()
+}
+
 /// A message in its frame.
-fn framed(message: &[u8]) -> Vec<u8> {
+pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
     [&[0][..], &length, message].concat()
 }
@@ -307,18 +327,20 @@ fn a_short_deadline_fails_nobody_else_through_the_response_cache() {
 }
 
 /// Opens a connection and begins a call of this method; sends these bytes, and reads nothing.
-async fn begin_call(address: &str, method: &str, bytes: &[u8], ends: bool) -> Option<impl Sized> {
+async fn begin_call(
+    address: &str,
+    method: &str,
+    headers: &[(&str, &str)],
+    bytes: &[u8],
+    ends: bool,
+) -> Option<impl Sized> {
     let stream = tokio::net::TcpStream::connect(address).await.ok()?;
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(0);
     let (client, connection) = builder.handshake::<_, Bytes>(stream).await.ok()?;
     let connection = tokio::spawn(connection);
-    let request = ureq::http::Request::builder()
-        .method("POST")
-        .uri(format!("http://{address}/{method}"))
-        .header("content-type", "application/grpc");
     let mut client = client.ready().await.ok()?;
-    let (answer, mut sender) = client.send_request(request.body(()).unwrap(), false).ok()?;
+    let (answer, mut sender) = client.send_request(request(address, method, headers), false).ok()?;
     sender.send_data(Bytes::copy_from_slice(bytes), ends).ok()?;
     Some((client, connection, answer, sender))
 }
@@ -336,7 +358,7 @@ fn calls_that_are_begun_and_not_ended_hold_no_place() {
         "inference.GRPCInferenceService/ModelStreamInfer",
         "v2/models/demo/m/infer",
     ] {
-        let begin = |_| runtime.block_on(begin_call(&address, method, b"\0", false));
+        let begin = |_| runtime.block_on(begin_call(&address, method, &[], b"\0", false));
         let calls: Vec<_> = (0..40).map(begin).collect();
         is_served(&host);
         drop(calls);
@@ -356,7 +378,7 @@ fn streams_that_nobody_reads_are_let_go() {
     let known = framed(&message(|_| {}));
     for messages in [unknown.repeat(6), known.repeat(6)] {
         let method = "inference.GRPCInferenceService/ModelStreamInfer";
-        let _call = runtime.block_on(begin_call(&address, method, &messages, true)).unwrap();
+        let _call = runtime.block_on(begin_call(&address, method, &[], &messages, true)).unwrap();
         wait_for(&host, "modelhost_connections{port=\"public\"} 1.0");
         wait_for(&host, "modelhost_held_bytes 0.0");
     }
@@ -564,4 +586,143 @@ fn many_connections_may_send_little_ahead() {
     wait_until("a place among the first is free again", || {
         window(&mut connect(&host.client.url)) == 256 << 10
     });
+}
+
+/// A table of so many columns, each of which a row may leave out.
+fn wide(columns: usize) -> Package {
+    let column = |at| json!({"name": format!("c{at}"), "kind": "numeric", "impute": 0.0});
+    let model = json!({
+        "format": "modelhost-linear/1",
+        "task": "regression",
+        "columns": (0..columns).map(column).collect::<Vec<_>>(),
+        "coefficients": [vec![1.0; columns]],
+        "intercepts": [0.0],
+    });
+    let manifest = "runtime = 'linear'\nartifacts = ['model.json']\n".to_owned();
+    Package { manifest, files: vec![("model.json".into(), model.to_string().into())] }
+}
+
+/// The most memory that the process had at once, in MiB.
+fn peak_mib(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+}
+
+/// A row of three bytes is 8 KB in memory, and an answer's name stands in every row of it.
+#[test]
+fn what_a_request_becomes_is_bounded_before_it_is_made() {
+    let data = tempfile::tempdir().unwrap();
+    let config = data.path().join("config.toml");
+    std::fs::write(&config, "bodies_mib = 64").unwrap();
+    let arguments = ["--config", config.to_str().unwrap(), "--log", "error"];
+    let host = Process::start_with(data.path(), &arguments, Stdio::inherit());
+    host.client.register("demo/wide", &wide(2000), true);
+    let before = peak_mib(&host);
+    let rows = |row: &str| vec![row; 50_000].join(",");
+    let (objects, lists) = (rows("{}"), rows("[]"));
+    let long = format!("c7\n{}", "1\n".repeat(50_000));
+    for (path, kind, body) in [
+        ("/models/demo/wide/", "application/json", format!("[{objects}]")),
+        ("/models/demo/wide/", "text/csv", long.clone()),
+        ("/models/demo/wide/invocations", "text/csv", long),
+        (
+            "/models/demo/wide/invocations",
+            "application/json",
+            format!("{{\"dataframe_records\":[{objects}]}}"),
+        ),
+        (
+            "/models/demo/wide/invocations",
+            "application/json",
+            format!("{{\"dataframe_split\":{{\"columns\":[],\"data\":[{lists}]}}}}"),
+        ),
+        (
+            "/v1/models/demo/wide:predict",
+            "application/json",
+            format!("{{\"instances\":[{{\"c1\":1}},{objects}]}}"),
+        ),
+    ] {
+        let url = format!("{}{path}", host.client.url);
+        let answer = host.client.send("POST", &url, body.as_bytes(), &[("content-type", kind)]).unwrap();
+        assert_eq!(answer.status, 503, "{path} {kind}: {answer:?}");
+    }
+    let grown = peak_mib(&host) - before;
+    assert!(grown < 64 + 64, "{grown} MiB more than before");
+    let one = host.client.post("/models/demo/wide/", &json!([{"c1": 1.5}]));
+    assert_eq!(one.status, 200, "{one:?}");
+}
+
+#[test]
+fn one_connection_watches_the_hosts_health_a_few_times() {
+    let host = host(|_| {});
+    let address = host.client.url.trim_start_matches("http://").to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let statuses = runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let mut answers = Vec::new();
+        for _ in 0..20 {
+            client = client.ready().await.unwrap();
+            let watch = request(&address, "grpc.health.v1.Health/Watch", &[]);
+            let (answer, mut sender) = client.send_request(watch, false).unwrap();
+            sender.send_data(Bytes::from(framed(b"")), true).unwrap();
+            answers.push(answer.await.unwrap()); // what goes on stays open
+        }
+        connection.abort();
+        let status = |answer: &ureq::http::Response<_>| {
+            answer.headers().get("grpc-status").map(|status| status.to_str().unwrap().to_owned())
+        };
+        answers.iter().map(status).collect::<Vec<_>>()
+    });
+    assert_eq!(statuses.iter().filter(|status| status.is_none()).count(), 8, "{statuses:?}");
+    assert_eq!(statuses.iter().filter(|status| status.as_deref() == Some("8")).count(), 12, "{statuses:?}");
+    let check = call(&host.client.url, "grpc.health.v1.Health/Check", &[], &framed(b""), true);
+    assert_eq!(check["grpc-status"], "0", "{check:?}");
+    wait_for(&host, "modelhost_http_requests_total{route=\"grpc_health\",status=\"503\"} 12");
+}
+
+#[test]
+fn the_start_of_a_message_is_charged() {
+    let host = host(|_| {});
+    let address = host.client.url.trim_start_matches("http://").to_owned();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    // A compressed message says nothing before a block of it is there.
+    for method in ["ModelInfer", "ModelStreamInfer", "ServerLive"] {
+        let method = format!("inference.GRPCInferenceService/{method}");
+        let headers = [("grpc-encoding", "zstd")];
+        let length = if method.ends_with("Live") { [1, 0, 0, 250, 0] } else { [1, 0, 16, 0, 0] };
+        let start = [&length[..], &[7; 50_000]].concat();
+        let begun = runtime.block_on(begin_call(&address, &method, &headers, &start, false));
+        wait_for(&host, "modelhost_held_bytes 50005.0");
+        drop(begun);
+        wait_for(&host, "modelhost_held_bytes 0.0");
+    }
+}
+
+#[test]
+fn unknown_codings_methods_and_long_names_are_refused_in_few_words() {
+    let host = host(|_| {});
+    let infer = "inference.GRPCInferenceService/ModelInfer";
+    for method in [
+        infer,
+        "inference.GRPCInferenceService/ModelStreamInfer",
+        "inference.GRPCInferenceService/ServerLive",
+    ] {
+        let said = call(&host.client.url, method, &[("grpc-encoding", "br")], &framed(b""), true);
+        assert_eq!(
+            (&*said["grpc-status"], &*said["grpc-accept-encoding"]),
+            ("12", "identity,gzip,deflate,zstd")
+        );
+    }
+    for method in ["inference.GRPCInferenceService/Nothing", "no.such.Service/Method"] {
+        let said = call(&host.client.url, method, &[("x-request-id", "r-1")], &framed(b""), true);
+        assert_eq!((&*said["grpc-status"], &*said["x-request-id"]), ("12", "r-1"));
+    }
+    let long = message(|message| message.model_name = "é".repeat(1500));
+    let said = call(&host.client.url, infer, &[], &framed(&long), true);
+    assert!(said["grpc-status"] == "5" && said["grpc-message"].len() < 7000, "{said:?}");
+    let body = format!("{{\"parameters\":{{\"a\":\"{}\"}}}}", "x".repeat(100_000));
+    let url = format!("{}/v2/repository/models/demo/m/load", host.client.url);
+    assert_eq!(host.client.send("POST", &url, body.as_bytes(), &[]).unwrap().status, 413);
 }

@@ -3,8 +3,12 @@
 use std::io::Read;
 use std::process::{Command, Stdio};
 
+use modelhost_protocol::oip_grpc::pb;
 use modelhost_tests::{Host, Package, Process, x};
+use prost::Message;
 use serde_json::{Value, json};
+
+use crate::hostile_callers::{call, framed};
 
 const INFER: &str = "/v2/models/demo/m/infer";
 
@@ -32,23 +36,70 @@ fn each_request_writes_one_log_line() {
     host.client.register("demo/m", &Package::fault("echo", ""), true);
     host.client.post_with(INFER, &x(&[1.0]), &[("x-request-id", "r-7")]);
     host.client.get("/nope");
+    host.client
+        .send("GET", &format!("{}/v1/usage", host.client.admin), b"", &[("x-request-id", "usage")])
+        .unwrap();
+    const SERVICE: &str = "inference.GRPCInferenceService";
+    let model = pb::ModelMetadataRequest { name: "demo/m".into(), ..Default::default() }.encode_to_vec();
+    let calls = [
+        (format!("{SERVICE}/ServerLive"), vec![], "grpc_health", 200),
+        (format!("{SERVICE}/ServerMetadata"), vec![], "grpc_server_metadata", 200),
+        (format!("{SERVICE}/ModelReady"), vec![], "grpc_model_ready", 404),
+        (format!("{SERVICE}/ModelMetadata"), model.clone(), "grpc_model_metadata", 200),
+        (format!("{SERVICE}/ModelConfig"), model.clone(), "grpc_model_config", 200),
+        (format!("{SERVICE}/ModelStatistics"), model, "grpc_statistics", 200),
+        (format!("{SERVICE}/RepositoryIndex"), vec![], "grpc_repository", 200),
+        (format!("{SERVICE}/RepositoryModelLoad"), vec![], "grpc_repository", 501),
+        (format!("{SERVICE}/LogSettings"), vec![], "grpc_settings", 200),
+        (format!("{SERVICE}/ModelInfer"), vec![], "grpc_infer", 404),
+        (format!("{SERVICE}/Nothing"), vec![], "unknown", 501),
+        ("grpc.health.v1.Health/Check".to_owned(), vec![], "grpc_health", 200),
+        ("grpc.health.v1.Health/Nothing".to_owned(), vec![], "grpc_health", 501),
+        (
+            "grpc.reflection.v1.ServerReflection/ServerReflectionInfo".to_owned(),
+            vec![],
+            "grpc_reflection",
+            400,
+        ),
+        ("no.such.Service/Method".to_owned(), vec![], "unknown", 501),
+    ];
+    for (at, (method, message, ..)) in calls.iter().enumerate() {
+        let id = format!("g-{at}");
+        let said = call(&host.client.url, method, &[("x-request-id", &id)], &framed(message), true);
+        assert_eq!(said["x-request-id"], id, "{method}");
+    }
+    // A stream is told of, and each of its messages.
+    let stream = format!("{SERVICE}/ModelStreamInfer");
+    call(&host.client.url, &stream, &[("x-request-id", "stream")], &framed(b"").repeat(3), true);
     host.signal("-TERM");
     let mut log = String::new();
     host.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
     let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let lines: Vec<_> = lines.iter().filter(|line| line["target"] == "access").collect();
-    assert_eq!(lines.len(), 2, "{log}");
-    let line = lines[0];
-    assert_eq!(
-        (&line["request_id"], &line["model"], &line["version"]),
-        (&"r-7".into(), &"demo/m".into(), &1.into())
-    );
+    let of = |id: &str| -> Vec<(String, u64)> {
+        let mine = lines.iter().filter(|line| line["request_id"] == id);
+        mine.map(|line| (line["route"].as_str().unwrap().to_owned(), line["status"].as_u64().unwrap()))
+            .collect()
+    };
+    for (at, (method, _, route, status)) in calls.iter().enumerate() {
+        assert_eq!(of(&format!("g-{at}")), [((*route).to_owned(), *status)], "{method}");
+    }
+    assert_eq!(of("usage"), [("admin".to_owned(), 200)]);
+    let message = ("grpc_infer".to_owned(), 404);
+    assert_eq!(of("stream"), [message.clone(), message.clone(), message, ("grpc_stream".to_owned(), 200)]);
+    let [line] = lines.iter().filter(|line| line["request_id"] == "r-7").collect::<Vec<_>>()[..] else {
+        panic!("{log}")
+    };
+    assert_eq!((&line["model"], &line["version"]), (&"demo/m".into(), &1.into()));
     assert_eq!((&line["status"], &line["route"]), (&200.into(), &"infer".into()));
     assert!(line["received_bytes"].as_u64() > Some(0) && line["sent_bytes"].as_u64() > Some(0), "{line}");
     for part in ["took_us", "decode_us", "queue_us", "infer_us", "encode_us"] {
         assert!(line[part].is_u64(), "{part} is missing: {line}");
     }
-    assert_eq!((&lines[1]["status"], &lines[1]["route"]), (&404.into(), &"unknown".into()));
+    let unknown = lines.iter().filter(|line| line["route"] == "unknown" && line["status"] == 404);
+    assert_eq!(unknown.count(), 1, "{log}");
+    // Two of a registration, the list, and what is above.
+    assert_eq!(lines.len(), 2 + 1 + 2 + calls.len() + 4, "{log}");
 }
 
 /// Callers see that the host failed, operators what it could not do. Why, and where, is in the log.
@@ -104,7 +155,9 @@ fn spans_reach_a_collector() {
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let answer = host.client.post_with(INFER, &x(&[1.0]), &[("traceparent", traceparent)]);
     host.stop(); // sends the last spans
-    let span: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    // The registration's spans come too.
+    let spans = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let span = { spans }.find(|span| span["name"] == "infer").unwrap();
     collector.kill().unwrap();
     collector.wait().unwrap();
     assert_eq!(

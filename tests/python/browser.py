@@ -80,7 +80,7 @@ def form_works(driver, name):
     area = driver.find_element(By.NAME, "x")
     area.clear()
     area.send_keys("[1.5, oops]")
-    assert 'tensor "x", element 1' in predict(driver, "error")
+    assert 'input "x": element 1' in predict(driver, "error")
     shoot(driver, f"{name}-error")
 
 

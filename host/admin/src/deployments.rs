@@ -1,6 +1,7 @@
 //! Deployments: what operators see and change of them, free of HTTP.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use modelhost_core::deployment::{Bounds, DeploymentName};
@@ -43,9 +44,9 @@ impl Admin {
         self.lifecycle.deployments().into_iter().map(row).collect()
     }
 
-    /// One deployment. Errors: not found.
-    pub fn deployment(&self, name: &DeploymentName) -> Result<wire::DeploymentRow, Error> {
-        self.status(name).map(row)
+    /// One deployment. Errors: not found; internal.
+    pub async fn deployment(&self, name: &DeploymentName) -> Result<wire::DeploymentRow, Error> {
+        self.status(name).await.map(row)
     }
 
     /// Makes a deployment. Errors: invalid argument (name, bounds); conflict when there is one of that name; internal.
@@ -83,7 +84,7 @@ impl Admin {
         };
         self.catalog.change_deployment(name, checked, |snapshot| self.lifecycle.publish(snapshot)).await?;
         tracing::info!(deployment = %name, "bounds set");
-        self.deployment(name)
+        self.deployment(name).await
     }
 
     /// Says what tearing a deployment down means, and does it unless it is a dry run: what waits is refused, what runs
@@ -93,9 +94,13 @@ impl Admin {
         name: &DeploymentName,
         dry_run: bool,
     ) -> Result<wire::Recreation, Error> {
-        let status = self.status(name)?;
-        let loaded = self.lifecycle.usage().into_iter().filter(|usage| usage.deployment == *name);
-        let loaded: Vec<_> = loaded.filter(|usage| usage.loaded_bytes.is_some()).collect();
+        let status = self.status(name).await?;
+        let (lifecycle, own) = (Arc::clone(&self.lifecycle), name.clone());
+        let loaded = move || {
+            let usage = lifecycle.usage().into_iter().filter(|usage| usage.deployment == own);
+            Ok(usage.filter(|usage| usage.loaded_bytes.is_some()).collect::<Vec<_>>())
+        };
+        let loaded = self.intake.work(loaded).await?;
         let recreation = wire::Recreation {
             name: name.to_string(),
             done: !dry_run,
@@ -165,9 +170,14 @@ impl Admin {
         found.ok_or_else(|| no_deployment(name))
     }
 
-    fn status(&self, name: &DeploymentName) -> Result<DeploymentStatus, Error> {
-        let found = self.lifecycle.deployments().into_iter().find(|status| status.name == *name);
-        found.ok_or_else(|| no_deployment(name))
+    /// All deployments are looked at, and their versions.
+    async fn status(&self, name: &DeploymentName) -> Result<DeploymentStatus, Error> {
+        let (lifecycle, name) = (Arc::clone(&self.lifecycle), name.clone());
+        let find = move || {
+            let found = lifecycle.deployments().into_iter().find(|status| status.name == name);
+            found.ok_or_else(|| no_deployment(&name))
+        };
+        self.intake.work(find).await
     }
 }
 

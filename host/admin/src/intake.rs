@@ -14,7 +14,10 @@ use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Largest JSON body: a manifest with its examples.
-const MAX_JSON: usize = 4 << 20;
+pub(crate) const MAX_JSON: usize = 4 << 20;
+
+/// Largest JSON body of everything else. It is parsed where it arrived.
+pub(crate) const SMALL_JSON: usize = 64 << 10;
 
 /// Bytes of all JSON bodies that are read or worked on.
 const MAX_JSON_AT_ONCE: usize = 32 << 20;
@@ -61,18 +64,20 @@ impl Intake {
         }
     }
 
-    /// Reads a JSON body. Errors: too large; unavailable, while others' bodies fill the room; deadline exceeded; invalid argument.
-    pub(crate) async fn json<T: for<'de> Deserialize<'de>>(&self, body: Body) -> Result<Charged<T>, Error> {
+    /// Reads a JSON body of at most `most` bytes. Errors: too large; unavailable, while others' bodies fill the room; deadline exceeded; invalid
+    /// argument.
+    pub(crate) async fn json<T>(&self, body: Body, most: usize) -> Result<Charged<T>, Error>
+    where
+        T: for<'de> Deserialize<'de> + Send + 'static,
+    {
         let mut chunks = body.into_data_stream();
         let (mut content, mut charge) = (BytesMut::new(), None::<OwnedSemaphorePermit>);
         let read = async {
             while let Some(chunk) = chunks.next().await {
                 let chunk = chunk.map_err(broken)?;
-                if content.len() + chunk.len() > MAX_JSON {
-                    return Err(Error::new(
-                        ErrorCode::TooLarge,
-                        format!("body: larger than the {MAX_JSON} bytes allowed"),
-                    ));
+                if content.len() + chunk.len() > most {
+                    let text = format!("body: larger than the {most} bytes allowed");
+                    return Err(Error::new(ErrorCode::TooLarge, text));
                 }
                 let bytes = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
                 let more = Arc::clone(&self.json).try_acquire_many_owned(bytes);
@@ -87,8 +92,12 @@ impl Intake {
             Ok(())
         };
         tokio::time::timeout(self.arrival, read).await.map_err(|_| late("body"))??;
-        let value =
-            serde_json::from_slice(&content).map_err(|error| Error::invalid(format!("body: {error}")))?;
+        let is_small = content.len() <= SMALL_JSON;
+        let parse = move || {
+            let parsed = serde_json::from_slice(&content);
+            parsed.map_err(|error| Error::invalid(format!("body: {error}")).because(error))
+        };
+        let value = if is_small { parse()? } else { self.work(parse).await? };
         Ok(Charged { value, _bytes: charge })
     }
 
@@ -161,13 +170,15 @@ fn busy(text: String) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[tokio::test]
     async fn all_bodies_together_are_bounded_until_they_are_done_with() {
         let intake = Intake::new(Duration::from_secs(600));
         let read = async |bytes: usize| {
-            intake.json::<String>(Body::from(format!("\"{}\"", "x".repeat(bytes - 2)))).await
+            intake.json::<String>(Body::from(format!("\"{}\"", "x".repeat(bytes - 2))), MAX_JSON).await
         };
         let code = |refused: Result<Charged<String>, Error>| refused.err().map(|error| error.code);
         assert_eq!(code(read(MAX_JSON + 1).await), Some(ErrorCode::TooLarge));
@@ -178,5 +189,19 @@ mod tests {
         assert_eq!(code(read(2).await), Some(ErrorCode::Unavailable));
         held.pop();
         assert_eq!(read(MAX_JSON).await.ok().unwrap().len(), MAX_JSON - 2);
+    }
+
+    #[tokio::test]
+    async fn a_large_body_is_parsed_by_a_worker() {
+        let intake = Intake::new(Duration::from_secs(600));
+        let read = |bytes: usize| {
+            intake.json::<String>(Body::from(format!("\"{}\"", "x".repeat(bytes - 2))), MAX_JSON)
+        };
+        let all_at_work = intake.workers.acquire_many(u32::try_from(WORKERS).unwrap()).await.unwrap();
+        assert!(read(SMALL_JSON).now_or_never().is_some_and(|read| read.is_ok()));
+        let mut large = std::pin::pin!(read(SMALL_JSON + 1));
+        assert!(large.as_mut().now_or_never().is_none(), "it was parsed where it arrived");
+        drop(all_at_work);
+        assert_eq!(large.await.ok().unwrap().len(), SMALL_JSON - 1);
     }
 }

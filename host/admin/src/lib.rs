@@ -10,5 +10,5 @@ mod routes;
 pub mod wire;
 
 pub use intake::Intake;
-pub use resources::{Admin, CountComparisons};
+pub use resources::{Admin, CountComparisons, MakeAside};
 pub use routes::{Reply, refuse, router};

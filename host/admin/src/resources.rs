@@ -1,9 +1,11 @@
 //! What the admin API does, free of HTTP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::body::Body;
+use bytes::Bytes;
 use modelhost_core::artifact::{Artifact, Digest};
 use modelhost_core::deployment::{DeploymentName, MemoryBudget};
 use modelhost_core::error::{Error, ErrorCode};
@@ -11,7 +13,7 @@ use modelhost_core::model::{ModelName, ModelVersion};
 use modelhost_core::ports::{Lifecycle, ModelRuntime};
 use modelhost_core::routing::{BUCKETS, Policy, StickyKey};
 use modelhost_core::version::{Limits, Model, Package, Version};
-use modelhost_registry::{Back, Blobs, Catalog, Change, Manifest, Registration};
+use modelhost_registry::{Back, Blobs, Catalog, Change, HistoryEntry, Manifest, Registration};
 use tokio::sync::oneshot;
 
 use crate::intake::Intake;
@@ -23,6 +25,14 @@ const HISTORY: u32 = 1000;
 /// How often a challenger compared how, by outcome: served version, challenger.
 pub type CountComparisons =
     dyn Fn(&ModelName, ModelVersion, ModelVersion) -> Vec<(&'static str, u64)> + Send + Sync;
+
+/// Makes a list aside: what it is called, and what writes it.
+pub type MakeAside = dyn Fn(
+        String,
+        Box<dyn FnOnce() -> Result<Vec<u8>, Error> + Send>,
+    ) -> Pin<Box<dyn Future<Output = Result<Bytes, Error>> + Send>>
+    + Send
+    + Sync;
 
 /// Everything that operators can change.
 pub struct Admin {
@@ -46,6 +56,8 @@ pub struct Admin {
     pub max_blob_bytes: u64,
     /// What bounds bodies.
     pub intake: Intake,
+    /// Where lists are made.
+    pub aside: Box<MakeAside>,
 }
 
 impl Admin {
@@ -81,8 +93,7 @@ impl Admin {
         tracing::info!(model = %name, version = %version.number, digest = %version.digest, "registered");
         if request.promote {
             let registered = |error: Error| {
-                let text = format!("version {} is registered, but not promoted: {error}", version.number);
-                Error::new(error.code, text)
+                error.within(format_args!("version {} is registered, but not promoted", version.number))
             };
             self.promote(name, version.number).await.map_err(registered)?;
         }
@@ -300,33 +311,43 @@ impl Admin {
     /// One model with its versions. Errors: not found.
     pub fn show(&self, name: &ModelName) -> Result<wire::ModelDetail, Error> {
         let model = self.model(name)?;
+        let policy = model.policy.as_ref().map(policy_wire);
+        let shares = policy.iter().flat_map(|policy| &policy.shares);
+        let percents: HashMap<u32, f64> = shares.map(|share| (share.version, share.percent)).collect();
+        let mut aliases: HashMap<ModelVersion, Vec<String>> = HashMap::new();
+        for (alias, number) in &model.aliases {
+            aliases.entry(*number).or_default().push(alias.clone());
+        }
+        let row = |version: &Arc<Version>| {
+            let number = version.number;
+            wire::VersionRow {
+                version: number.get(),
+                digest: version.digest.to_string(),
+                isolation: version.report.isolation.as_str().to_owned(),
+                loaded: self.lifecycle.is_ready(version),
+                percent: percents.get(&number.get()).copied().unwrap_or(0.0),
+                challenger: model
+                    .policy
+                    .as_ref()
+                    .is_some_and(|policy| policy.challengers().contains(&number)),
+                aliases: aliases.get(&number).cloned().unwrap_or_default(),
+                description: version.card.description.clone(),
+                deployment: model.deployment(number).to_string(),
+            }
+        };
         Ok(wire::ModelDetail {
             model: name.to_string(),
-            policy: model.policy.as_ref().map(policy_wire),
-            aliases: model.aliases.iter().map(|(alias, number)| (alias.clone(), number.get())).collect(),
-            versions: model.versions.values().map(|version| self.version_row(&model, version)).collect(),
+            versions: model.versions.values().map(row).collect(),
+            policy,
+            aliases: self.aliases(name)?,
             challengers: self.comparisons_of(&model),
         })
     }
 
-    fn version_row(&self, model: &Model, version: &Version) -> wire::VersionRow {
-        let number = version.number;
-        let shares = model.policy.as_ref().map(policy_wire).map(|policy| policy.shares).unwrap_or_default();
-        let aliases = model.aliases.iter().filter(|(_, target)| **target == number);
-        wire::VersionRow {
-            version: number.get(),
-            digest: version.digest.to_string(),
-            isolation: version.report.isolation.as_str().to_owned(),
-            loaded: self.lifecycle.is_ready(version),
-            percent: shares
-                .iter()
-                .find(|share| share.version == number.get())
-                .map_or(0.0, |share| share.percent),
-            challenger: model.policy.as_ref().is_some_and(|policy| policy.challengers().contains(&number)),
-            aliases: aliases.map(|(alias, _)| alias.clone()).collect(),
-            description: version.card.description.clone(),
-            deployment: model.deployment(number).to_string(),
-        }
+    /// A model's aliases. Errors: not found.
+    pub(crate) fn aliases(&self, name: &ModelName) -> Result<BTreeMap<String, u32>, Error> {
+        let model = self.model(name)?;
+        Ok(model.aliases.iter().map(|(alias, number)| (alias.clone(), number.get())).collect())
     }
 
     fn comparisons_of(&self, model: &Model) -> Vec<wire::Comparisons> {
@@ -347,15 +368,8 @@ impl Admin {
     }
 
     /// Every policy the model had, the latest first. Errors: not found; internal.
-    pub async fn history(&self, name: &ModelName) -> Result<Vec<wire::HistoryRow>, Error> {
-        let entries = self.catalog.history(name, HISTORY).await?;
-        let row = |entry: modelhost_registry::HistoryEntry| wire::HistoryRow {
-            policy: policy_wire(&entry.policy),
-            action: entry.action,
-            at_ms: entry.at_ms,
-            current: entry.current,
-        };
-        Ok(entries.into_iter().map(row).collect())
+    pub(crate) async fn history(&self, name: &ModelName) -> Result<Vec<HistoryEntry>, Error> {
+        self.catalog.history(name, HISTORY).await
     }
 
     fn version(&self, name: &ModelName, number: ModelVersion) -> Result<Arc<Version>, Error> {
@@ -366,6 +380,13 @@ impl Admin {
     pub(crate) fn model(&self, name: &ModelName) -> Result<Arc<Model>, Error> {
         let found = self.catalog.snapshot().models.get(name).cloned();
         found.ok_or_else(|| Error::not_found(format!("model {name} is not registered")))
+    }
+}
+
+impl From<HistoryEntry> for wire::HistoryRow {
+    fn from(entry: HistoryEntry) -> Self {
+        let policy = policy_wire(&entry.policy);
+        Self { policy, action: entry.action, at_ms: entry.at_ms, current: entry.current }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
@@ -14,6 +15,7 @@ use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::model::{ModelName, ModelVersion};
 use serde::{Deserialize, Serialize};
 
+use crate::intake::{MAX_JSON, SMALL_JSON};
 use crate::resources::Admin;
 use crate::wire;
 
@@ -25,7 +27,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
     const MODEL: &str = "/v1/models/{prefix}/{name}";
     let model = |rest: &str| format!("{MODEL}{rest}");
     Router::new()
-        .route("/v1/prefixes", get(async |State(admin): Shared| json(admin.prefixes())))
+        .route("/v1/prefixes", get(prefixes))
         .route("/v1/models", get(models))
         .route(MODEL, get(show))
         .route(&model("/blobs/{digest}"), put(upload).get(has_blob))
@@ -34,10 +36,10 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route(&model("/versions/{version}/preload"), post(preload))
         .route(&model("/pin"), post(pin))
         .route(&model("/deployment"), put(place))
-        .route("/v1/deployments", get(async |State(admin): Shared| json(admin.deployments())))
+        .route("/v1/deployments", get(deployments))
         .route("/v1/deployments/{deployment}", put(create).patch(update).get(deployment).delete(delete))
         .route("/v1/deployments/{deployment}/recreate", post(recreate))
-        .route("/v1/usage", get(async |State(admin): Shared| json(admin.usage())))
+        .route("/v1/usage", get(usage))
         .route(&model("/promote"), post(promote))
         .route(&model("/rollback"), post(rollback))
         .route(&model("/split"), post(split))
@@ -65,27 +67,45 @@ struct PrefixQuery {
     prefix: Option<String>,
 }
 
+async fn prefixes(State(admin): Shared) -> Answer {
+    list(&admin, "prefixes".to_owned(), |admin| Ok(admin.prefixes())).await
+}
+
+async fn deployments(State(admin): Shared) -> Answer {
+    list(&admin, "deployments".to_owned(), |admin| Ok(admin.deployments())).await
+}
+
+async fn usage(State(admin): Shared) -> Answer {
+    list(&admin, "usage".to_owned(), |admin| Ok(admin.usage())).await
+}
+
 async fn models(State(admin): Shared, Query(query): Query<PrefixQuery>) -> Answer {
-    json(admin.models(query.prefix.as_deref()))
+    let name = format!("models {:?}", query.prefix);
+    list(&admin, name, move |admin| Ok(admin.models(query.prefix.as_deref()))).await
 }
 
 async fn show(State(admin): Shared, Path(path): Path<ModelPath>) -> Answer {
-    json(admin.show(&path.model()?)?)
+    let name = path.model()?;
+    list(&admin, format!("show {name}"), move |admin| admin.show(&name)).await
 }
 
 async fn history(State(admin): Shared, Path(path): Path<ModelPath>) -> Answer {
-    json(admin.history(&path.model()?).await?)
+    let name = path.model()?;
+    let entries = admin.history(&name).await?;
+    // Read before it is asked for: nobody else's.
+    let told = format!("history {name} {:p}", entries.as_ptr());
+    list(&admin, told, move |_| Ok(entries.into_iter().map(wire::HistoryRow::from).collect::<Vec<_>>())).await
 }
 
 async fn register(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
-    let (name, request) = (path.model()?, admin.intake.json::<wire::Register>(body).await?);
+    let (name, request) = (path.model()?, admin.intake.json::<wire::Register>(body, MAX_JSON).await?);
     // Dropped with this future, when the caller leaves.
     let (_stays, left) = tokio::sync::oneshot::channel();
     to_end(async move { admin.register(&name, &request, left).await }).await
 }
 
 async fn promote(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
-    let (name, request) = (path.model()?, admin.intake.json::<wire::VersionRef>(body).await?);
+    let (name, request) = (path.model()?, admin.intake.json::<wire::VersionRef>(body, SMALL_JSON).await?);
     let number = ModelVersion::new(request.version)?;
     to_end(async move { admin.promote(&name, number).await }).await
 }
@@ -96,12 +116,12 @@ async fn rollback(State(admin): Shared, Path(path): Path<ModelPath>) -> Answer {
 }
 
 async fn split(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
-    let (name, request) = (path.model()?, admin.intake.json::<wire::Split>(body).await?);
+    let (name, request) = (path.model()?, admin.intake.json::<wire::Split>(body, SMALL_JSON).await?);
     to_end(async move { admin.split(&name, &request).await }).await
 }
 
 async fn challenge(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
-    let (name, request) = (path.model()?, admin.intake.json::<wire::Challenge>(body).await?);
+    let (name, request) = (path.model()?, admin.intake.json::<wire::Challenge>(body, SMALL_JSON).await?);
     to_end(async move { admin.challenge(&name, &request).await }).await
 }
 
@@ -113,7 +133,7 @@ struct AliasPath {
 }
 
 async fn alias(State(admin): Shared, Path(path): Path<AliasPath>, body: Body) -> Answer {
-    let number = ModelVersion::new(admin.intake.json::<wire::VersionRef>(body).await?.version)?;
+    let number = ModelVersion::new(admin.intake.json::<wire::VersionRef>(body, SMALL_JSON).await?.version)?;
     set_alias(admin, path, Some(number)).await
 }
 
@@ -126,7 +146,7 @@ async fn set_alias(admin: Arc<Admin>, path: AliasPath, number: Option<ModelVersi
     let name = ModelPath { prefix, name }.model()?;
     to_end(async move {
         admin.alias(&name, &alias, number).await?;
-        admin.show(&name).map(|detail| detail.aliases)
+        admin.aliases(&name)
     })
     .await
 }
@@ -150,33 +170,34 @@ async fn preload(State(admin): Shared, Path(path): Path<VersionPath>) -> Answer 
 }
 
 async fn pin(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
-    let (name, request) = (path.model()?, admin.intake.json::<wire::Pin>(body).await?);
+    let (name, request) = (path.model()?, admin.intake.json::<wire::Pin>(body, SMALL_JSON).await?);
     to_end(async move { admin.pin(&name, request.pinned).await }).await
 }
 
 async fn place(State(admin): Shared, Path(path): Path<ModelPath>, body: Body) -> Answer {
-    let (name, request) = (path.model()?, admin.intake.json::<wire::Placement>(body).await?);
+    let (name, request) = (path.model()?, admin.intake.json::<wire::Placement>(body, SMALL_JSON).await?);
     to_end(async move { admin.place(&name, &request).await }).await
 }
 
 async fn deployment(State(admin): Shared, Path(name): Path<String>) -> Answer {
-    json(admin.deployment(&DeploymentName::parse(&name)?)?)
+    json(admin.deployment(&DeploymentName::parse(&name)?).await?)
 }
 
 async fn create(State(admin): Shared, Path(name): Path<String>, body: Body) -> Answer {
     let (name, request) =
-        (DeploymentName::parse(&name)?, admin.intake.json::<wire::BoundsChange>(body).await?);
+        (DeploymentName::parse(&name)?, admin.intake.json::<wire::BoundsChange>(body, SMALL_JSON).await?);
     to_end(async move { admin.create_deployment(&name, &request).await }).await
 }
 
 async fn update(State(admin): Shared, Path(name): Path<String>, body: Body) -> Answer {
     let (name, request) =
-        (DeploymentName::parse(&name)?, admin.intake.json::<wire::BoundsChange>(body).await?);
+        (DeploymentName::parse(&name)?, admin.intake.json::<wire::BoundsChange>(body, SMALL_JSON).await?);
     to_end(async move { admin.update_deployment(&name, &request).await }).await
 }
 
 async fn recreate(State(admin): Shared, Path(name): Path<String>, body: Body) -> Answer {
-    let (name, request) = (DeploymentName::parse(&name)?, admin.intake.json::<wire::Recreate>(body).await?);
+    let (name, request) =
+        (DeploymentName::parse(&name)?, admin.intake.json::<wire::Recreate>(body, SMALL_JSON).await?);
     to_end(async move { admin.recreate_deployment(&name, request.dry_run).await }).await
 }
 
@@ -211,6 +232,21 @@ async fn to_end<T: Serialize + Send + 'static>(
 ) -> Answer {
     let result = tokio::spawn(change).await;
     json(result.map_err(|error| Error::internal(format!("the change did not end: {error}")))??)
+}
+
+/// Answers with what grows with the host's models, made aside. `name` tells lists apart that are made of different things.
+async fn list<T: Serialize>(
+    admin: &Arc<Admin>,
+    name: String,
+    make: impl FnOnce(&Admin) -> Result<T, Error> + Send + 'static,
+) -> Answer {
+    let own = Arc::clone(admin);
+    let work = move || {
+        let written = serde_json::to_vec(&make(&own)?);
+        written.map_err(|error| Error::internal("a list could not be written").because(error))
+    };
+    let made = (admin.aside)(name, Box::new(work)).await?;
+    Ok(([(CONTENT_TYPE, "application/json")], made).into_response())
 }
 
 fn json(value: impl Serialize) -> Answer {

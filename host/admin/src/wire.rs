@@ -1,8 +1,10 @@
 //! The admin API's JSON. A promise to scripts: fields are added, never changed.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use modelhost_core::artifact::check_file_name;
 
@@ -13,6 +15,7 @@ pub struct Register {
     /// The text of `model.toml`.
     pub manifest: String,
     /// SHA-256 of each file that the manifest names, by name.
+    #[serde(deserialize_with = "few_files")]
     pub files: BTreeMap<String, String>,
     /// Whether it gets all traffic at once.
     #[serde(default)]
@@ -20,6 +23,35 @@ pub struct Register {
     /// Where it runs; without it in the default deployment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deployment: Option<String>,
+}
+
+/// Most files of a version: those that a manifest may name, and its component.
+const MAX_FILES: usize = 1025;
+
+/// Reads no more files than a version may have, so that a body takes few times its length.
+fn few_files<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    struct Few;
+
+    impl<'de> Visitor<'de> for Few {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "digests of at most {MAX_FILES} files by their names")
+        }
+
+        fn visit_map<M: MapAccess<'de>>(self, mut entries: M) -> Result<Self::Value, M::Error> {
+            let mut files = BTreeMap::new();
+            while let Some((name, digest)) = entries.next_entry()? {
+                files.insert(name, digest);
+                if files.len() > MAX_FILES {
+                    return Err(M::Error::custom(format_args!("files: more than {MAX_FILES}")));
+                }
+            }
+            Ok(files)
+        }
+    }
+
+    from.deserialize_map(Few)
 }
 
 /// What was registered.
@@ -389,4 +421,19 @@ pub struct UsageRow {
     pub loads: u64,
     /// How long that took, in seconds.
     pub load_seconds: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registration_has_few_files() {
+        let read = |count: usize| {
+            let files: BTreeMap<String, &str> = (0..count).map(|at| (at.to_string(), "")).collect();
+            serde_json::from_value::<Register>(serde_json::json!({"manifest": "", "files": files}))
+        };
+        assert_eq!(read(MAX_FILES).unwrap().files.len(), MAX_FILES);
+        assert!(read(MAX_FILES + 1).unwrap_err().to_string().contains("files: more than 1025"));
+    }
 }

@@ -26,6 +26,8 @@ pub mod deployment;
 
 pub mod budget;
 
+pub mod room;
+
 pub mod routing;
 
 pub mod event;

@@ -5,13 +5,22 @@
 use std::cmp::Ordering;
 
 use modelhost_core::error::Error;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::{Column, DType, Tensor};
 
 /// The `count` highest values of each row as BYTES `value:index`, with `:label` where a column of the output has that index.
 /// The last dimension holds the classes: [.., n] becomes [.., min(count, n)]. Equal values keep their order, NaN comes last.
-/// Errors: invalid argument, for BYTES, BOOL and scalars, which have no order or no classes.
-pub(crate) fn classify(output: &Tensor, count: u32, columns: &[Column]) -> Result<Tensor, Error> {
+/// Errors: invalid argument, for BYTES, BOOL and scalars, which have no order or no classes; resource exhausted.
+pub(crate) fn classify(
+    output: &Tensor,
+    count: u32,
+    columns: &[Column],
+    room: &Room,
+) -> Result<Tensor, Error> {
     let wrong = |why: &str| Error::invalid(format!("output {:?}: classification {why}", output.name()));
+    // Its numbers, and their order within a row.
+    let working = output.data().len() / output.dtype().size().unwrap_or(1) * 2 * size_of::<f64>();
+    room.take(working)?;
     let values = numbers(output).ok_or_else(|| wrong("needs numbers"))?;
     let mut shape = output.shape().to_vec();
     let last = shape.last_mut().ok_or_else(|| wrong("needs at least one dimension"))?;
@@ -29,11 +38,14 @@ pub(crate) fn classify(output: &Tensor, count: u32, columns: &[Column]) -> Resul
                 text.push(':');
                 text.push_str(&column.name);
             }
+            room.reserve(&mut data, size_of::<u32>() + text.len())?;
             data.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
             data.extend_from_slice(text.as_bytes());
         }
     }
-    Tensor::new(output.name().to_owned(), DType::Bytes, shape, data.into())
+    drop(values);
+    room.give_back(working);
+    Tensor::new(output.name().to_owned(), DType::Bytes, shape, room.finish(data))
 }
 
 fn descending(a: f64, b: f64) -> Ordering {
@@ -85,7 +97,7 @@ mod tests {
             maximum: None,
             missing: false,
         };
-        let classes = classify(&output, count, &[column("cat"), column("dog")]).unwrap();
+        let classes = classify(&output, count, &[column("cat"), column("dog")], &Room::unbounded()).unwrap();
         let came: Vec<_> =
             classes.bytes_elements().map(|text| String::from_utf8(text.to_vec()).unwrap()).collect();
         assert_eq!(came, expected);
@@ -102,6 +114,6 @@ mod tests {
     #[test]
     fn what_has_no_order_is_refused() {
         let output = Tensor::new("p".into(), DType::Bool, vec![1], vec![1].into()).unwrap();
-        assert!(classify(&output, 1, &[]).unwrap_err().message.contains("needs numbers"));
+        assert!(classify(&output, 1, &[], &Room::unbounded()).unwrap_err().message.contains("needs numbers"));
     }
 }

@@ -1,10 +1,13 @@
 //! The manifest's first example, for people: what a form shows and a document quotes.
 
+use modelhost_core::budget::ByteBudget;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::{Column, ColumnKind, Tensor};
 use modelhost_core::version::Version;
 use serde_json::Value;
 
-use crate::json_tensor::write_nested;
+use crate::json_tensor::Writing;
+use crate::out::Out;
 
 /// Longest example that is shown, in bytes: a person reads it.
 pub(crate) const MAX_EXAMPLE: usize = 16 << 10;
@@ -42,21 +45,18 @@ fn of_column(column: &Column, value: f32) -> ExampleField {
 
 /// An input that cannot be shown stays empty.
 fn of_input(tensor: &Tensor) -> ExampleField {
-    let text = written(tensor, None).unwrap_or_default();
+    let text = written(tensor, false, MAX_EXAMPLE).unwrap_or_default();
     ExampleField { name: tensor.name().to_owned(), text, is_number: false }
 }
 
-/// A tensor as JSON, or one row of it; `None` when it has no such form, or is too large to show.
-pub(crate) fn written(tensor: &Tensor, row: Option<usize>) -> Option<String> {
-    // An element takes one byte at least, an empty list two.
-    let announced = tensor.shape().iter().filter(|dim| **dim > 0).product::<u64>();
-    let rows = row.and_then(|_| tensor.shape().first().copied()).unwrap_or(1).max(1);
-    if (tensor.data().len() as u64).max(announced) / rows > MAX_EXAMPLE as u64 {
-        return None;
-    }
-    let mut out = Vec::new();
-    write_nested(&mut out, tensor, row, false).ok()?;
-    String::from_utf8(out).ok().filter(|text| text.len() <= MAX_EXAMPLE)
+/// A tensor as JSON, or its first row; `None` when it has no such form, or one longer than `most`.
+pub(crate) fn written(tensor: &Tensor, first_row: bool, most: usize) -> Option<String> {
+    // A buffer is made twice as large each time.
+    let room = Room::of(ByteBudget::new("what is shown", 2 * most as u64).charge());
+    let (mut out, mut writing) = (Out::new(&room, 0), Writing::widened(tensor));
+    let written = if first_row { writing.row(&mut out, false) } else { writing.nested(&mut out, false) };
+    written.ok()?;
+    String::from_utf8(out.finish().ok()?.to_vec()).ok().filter(|text| text.len() <= most)
 }
 
 /// The fields as a JSON record: numbers as numbers, missing ones left out.

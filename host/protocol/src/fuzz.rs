@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use modelhost_core::infer::conform_outputs;
 use modelhost_core::model::Signature;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor, TensorSpec};
 use modelhost_core::version::Model;
 use prost::Message;
@@ -35,13 +36,14 @@ fn oip_rest_infer(data: &[u8]) {
     let header = u16::from_le_bytes(*length).to_string();
     let framing = Framing::of((header != "65535").then_some(header.as_bytes()), body.len());
     let Ok(Framing::Json(json)) = framing else { return };
-    let Ok((request, form)) = oip_rest::decode(&body, json) else { return };
+    let Ok((request, form)) = oip_rest::decode(&body, json, &Room::unbounded()) else { return };
     echo_rest(&request.inputs, &form);
 }
 
 fn oip_rest_raw(data: &[u8]) {
     let body = Bytes::copy_from_slice(data);
-    if let Ok((request, form)) = oip_rest::decode_raw(&body, &version().report.signature) {
+    if let Ok((request, form)) = oip_rest::decode_raw(&body, &version().report.signature, &Room::unbounded())
+    {
         assert_eq!(request.inputs.first().map(Tensor::data), Some(&body));
         echo_rest(&request.inputs, &form);
     }
@@ -50,7 +52,7 @@ fn oip_rest_raw(data: &[u8]) {
 /// What was accepted can be written, as JSON and as bytes.
 fn echo_rest(tensors: &[Tensor], form: &ReplyForm) {
     for form in [form, &ReplyForm { binary: true, outputs: Vec::new() }] {
-        if let Ok(encoded) = oip_rest::encode(&version(), Some("id"), tensors, form) {
+        if let Ok(encoded) = oip_rest::encode(&version(), Some("id"), tensors, form, &Room::unbounded()) {
             let json = encoded.json_length.unwrap_or(encoded.body.len());
             assert!(json <= encoded.body.len());
         }
@@ -67,10 +69,13 @@ fn oip_rest_control(data: &[u8]) {
 /// An echo must come back as it went: raw, and typed where the datatypes are.
 fn oip_grpc_infer(data: &[u8]) {
     let Ok(message) = oip_grpc::pb::ModelInferRequest::decode(data) else { return };
-    let Ok((request, _)) = oip_grpc::decode(message) else { return };
+    let Ok((request, _)) = oip_grpc::decode(message, &Room::unbounded()) else { return };
     for binary in [true, false] {
         let form = ReplyForm { binary, outputs: Vec::new() };
-        let Ok(response) = oip_grpc::encode(&version(), None, &request.inputs, &form) else { continue };
+        let Ok(response) = oip_grpc::encode(&version(), None, &request.inputs, &form, &Room::unbounded())
+        else {
+            continue;
+        };
         let inputs =
             response.outputs.into_iter().map(|output| oip_grpc::pb::model_infer_request::InferInputTensor {
                 name: output.name,
@@ -84,7 +89,10 @@ fn oip_grpc_infer(data: &[u8]) {
             raw_input_contents: response.raw_output_contents,
             ..Default::default()
         };
-        assert_eq!(oip_grpc::decode(again).map(|(request, _)| request.inputs), Ok(request.inputs.clone()));
+        assert_eq!(
+            oip_grpc::decode(again, &Room::unbounded()).map(|(request, _)| request.inputs),
+            Ok(request.inputs.clone())
+        );
     }
 }
 
@@ -92,18 +100,20 @@ fn oip_grpc_infer(data: &[u8]) {
 fn tf_serving_predict(data: &[u8]) {
     let Some((model, body)) = data.split_first() else { return };
     let body = Bytes::copy_from_slice(body);
-    drop(tf_serving::first_field(&body, "user"));
-    if let Ok((request, layout)) = tf_serving::decode(&body, &any_version(*model), Some("user")) {
-        drop(tf_serving::encode(&request.inputs, layout));
+    drop(tf_serving::first_field(&body, "user", &Room::unbounded()));
+    if let Ok((request, layout)) =
+        tf_serving::decode(&body, &any_version(*model), Some("user"), &Room::unbounded())
+    {
+        drop(tf_serving::encode(&request.inputs, layout, &Room::unbounded()));
     }
 }
 
 fn mlflow_invocations(data: &[u8]) {
     let Some((model, body)) = data.split_first() else { return };
     let body = Bytes::copy_from_slice(body);
-    drop(mlflow::first_field(&body, "user"));
-    if let Ok(request) = mlflow::decode(&body, &any_version(*model), Some("user")) {
-        drop(mlflow::encode(&request.inputs));
+    drop(mlflow::first_field(&body, "user", &Room::unbounded()));
+    if let Ok(request) = mlflow::decode(&body, &any_version(*model), Some("user"), &Room::unbounded()) {
+        drop(mlflow::encode(&request.inputs, &Room::unbounded()));
     }
 }
 
@@ -118,9 +128,9 @@ fn any_version(number: u8) -> modelhost_core::version::Version {
 }
 
 fn records_rows(data: &[u8]) {
-    drop(records::first_field(data, "user"));
-    if let Ok(request) = records::decode(data, &version(), Some("user")) {
-        drop(records::encode(&version(), &request.inputs));
+    drop(records::first_field(data, "user", &Room::unbounded()));
+    if let Ok(request) = records::decode(data, &version(), Some("user"), &Room::unbounded()) {
+        drop(records::encode(&version(), &request.inputs, &Room::unbounded()));
     }
 }
 
@@ -129,14 +139,15 @@ fn csv_file(data: &[u8]) {
     let Some((size, file)) = data.split_first() else { return };
     drop(csv::first_field(file, "user"));
     let version = version();
+    let room = Room::unbounded();
     let read = |size: usize| -> Option<Vec<u8>> {
         let mut decoder = csv::Decoder::new(&version, Some("user")).ok()?;
         let mut all = Vec::new();
         for piece in file.chunks(size).chain([&[][..]]) {
-            decoder.feed(piece).ok()?;
-            if let Some(request) = decoder.take().ok()? {
+            decoder.feed(piece, &room).ok()?;
+            if let Some(request) = decoder.take(&room).ok()? {
                 all.extend_from_slice(request.inputs.first()?.data());
-                csv::encode(&version, &request.inputs, true).ok()?;
+                csv::encode(&version, &request.inputs, true, &room).ok()?;
             }
         }
         Some(all)
@@ -167,12 +178,13 @@ fn guest_says(data: &[u8]) {
     drop(oip_rest::model_metadata(&model, &version));
     drop(oip_rest::model_config(&version, &[]));
     echo_rest(&outputs, &ReplyForm::default());
-    drop(oip_grpc::encode(&version, None, &outputs, &ReplyForm::default()));
-    drop(records::encode(&version, &outputs));
-    drop(csv::encode(&version, &outputs, true));
-    drop(mlflow::encode(&outputs));
-    drop(tf_serving::encode(&outputs, tf_serving::Layout::Rows));
-    drop(tf_serving::encode(&outputs, tf_serving::Layout::Columns));
+    let room = Room::unbounded();
+    drop(oip_grpc::encode(&version, None, &outputs, &ReplyForm::default(), &room));
+    drop(records::encode(&version, &outputs, &room));
+    drop(csv::encode(&version, &outputs, true, &room));
+    drop(mlflow::encode(&outputs, &room));
+    drop(tf_serving::encode(&outputs, tf_serving::Layout::Rows, &room));
+    drop(tf_serving::encode(&outputs, tf_serving::Layout::Columns, &room));
 }
 
 /// What is left of the bytes; zeros follow them.

@@ -7,9 +7,16 @@ use std::borrow::Cow;
 
 use modelhost_core::error::Error;
 use modelhost_core::infer::Parameter;
+use modelhost_core::room::Room;
+
+use crate::out::Out;
+use crate::reply::check_name;
 
 /// Most parameters of one request or tensor.
 const MAX_PARAMETERS: usize = 1024;
+
+/// Longest number: messages quote it.
+const MAX_NUMBER: usize = 4096;
 
 /// Deepest nesting read.
 const MAX_DEPTH: u32 = 64;
@@ -20,11 +27,18 @@ pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
     depth: u32,
+    room: &'a Room,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0, depth: 0 }
+    /// `room`: what is kept of the text takes from it.
+    pub(crate) fn new(bytes: &'a [u8], room: &'a Room) -> Self {
+        Self { bytes, at: 0, depth: 0, room }
+    }
+
+    /// Where what is read is kept.
+    pub(crate) fn room(&self) -> &'a Room {
+        self.room
     }
 
     /// The byte that the next value or punctuation starts with.
@@ -80,7 +94,7 @@ impl<'a> Reader<'a> {
 
     /// A reader at a position of the same text.
     pub(crate) fn at(&self, position: usize) -> Self {
-        Self { bytes: self.bytes, at: position, depth: self.depth }
+        Self { at: position, ..*self }
     }
 
     /// Calls `field` before each value of an object; it must read the value.
@@ -92,7 +106,7 @@ impl<'a> Reader<'a> {
         self.deeper()?;
         if !self.take(b'}') {
             loop {
-                let name = self.string()?;
+                let name = self.name()?;
                 self.expect(b':', "':'")?;
                 field(self, name)?;
                 if self.take(b'}') {
@@ -130,7 +144,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// A string, borrowed unless it has escapes.
+    /// A string, borrowed unless it has escapes; only then it takes room.
     pub(crate) fn string(&mut self) -> Result<Cow<'a, str>> {
         if self.peek() != Some(b'"') {
             return Err(self.wrong("a string"));
@@ -157,10 +171,33 @@ impl<'a> Reader<'a> {
         let wrong =
             || Error::invalid(format!("body is not valid JSON: the string at byte {start} is malformed"));
         if escaped {
-            return serde_json::from_slice(quoted).map(Cow::Owned).map_err(|_| wrong());
+            self.room.take(quoted.len())?;
+            let text: String = serde_json::from_slice(quoted).map_err(|error| wrong().because(error))?;
+            self.room.give_back(quoted.len() - text.len());
+            return Ok(Cow::Owned(text));
         }
         let inner = quoted.get(1..quoted.len() - 1).unwrap_or_default();
-        std::str::from_utf8(inner).map(Cow::Borrowed).map_err(|_| wrong())
+        std::str::from_utf8(inner).map(Cow::Borrowed).map_err(|error| wrong().because(error))
+    }
+
+    /// A string that names something: a short one.
+    pub(crate) fn name(&mut self) -> Result<Cow<'a, str>> {
+        let name = self.string()?;
+        check_name(&name).map(|()| name)
+    }
+
+    /// A string to keep.
+    pub(crate) fn text(&mut self) -> Result<String> {
+        let text = self.string()?;
+        self.keep(text)
+    }
+
+    /// Keeps a string that was read.
+    pub(crate) fn keep(&self, text: Cow<'a, str>) -> Result<String> {
+        if let Cow::Borrowed(text) = text {
+            self.room.take(text.len())?;
+        }
+        Ok(text.into_owned())
     }
 
     /// The text of a number or of one of the tokens `NaN`, `Infinity`, `-Infinity`.
@@ -169,6 +206,11 @@ impl<'a> Reader<'a> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         let of_number = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.');
         let length = rest.iter().position(|byte| !of_number(byte)).unwrap_or(rest.len());
+        if length > MAX_NUMBER {
+            return Err(Error::invalid(format!(
+                "body: a number of {length} digits is longer than {MAX_NUMBER}"
+            )));
+        }
         let text = rest.get(..length).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default();
         let digits = text.strip_prefix('-').unwrap_or(text);
         if digits.starts_with(|first: char| first.is_ascii_digit())
@@ -203,7 +245,7 @@ impl<'a> Reader<'a> {
         let mut parameters = Vec::new();
         self.object(|reader, key| {
             let value = match reader.peek() {
-                Some(b'"') => Parameter::Text(reader.string()?.into_owned()),
+                Some(b'"') => Parameter::Text(reader.text()?),
                 Some(b't' | b'f') if reader.word("true") => Parameter::Bool(true),
                 Some(b't' | b'f') if reader.word("false") => Parameter::Bool(false),
                 Some(b'{' | b'[' | b'n') => {
@@ -215,14 +257,15 @@ impl<'a> Reader<'a> {
                     let text = reader.number()?;
                     let float = || text.parse().map(Parameter::Float);
                     let number = text.parse().map(Parameter::Int).or_else(|_| float());
-                    number
-                        .map_err(|_| Error::invalid(format!("parameter {key:?}: {text} is not a number")))?
+                    number.map_err(|error| {
+                        Error::invalid(format!("parameter {key:?}: {text} is not a number")).because(error)
+                    })?
                 }
             };
             if parameters.len() == MAX_PARAMETERS {
                 return Err(Error::invalid(format!("parameters: more than {MAX_PARAMETERS}")));
             }
-            parameters.push((key.into_owned(), value));
+            parameters.push((reader.keep(key)?, value));
             Ok(())
         })?;
         Ok(parameters)
@@ -241,28 +284,40 @@ impl<'a> Reader<'a> {
 }
 
 /// Writes a string with its quotes.
-pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
-    let plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
-    if text.bytes().all(plain) {
-        out.push(b'"');
-        out.extend_from_slice(text.as_bytes());
-        out.push(b'"');
-    } else {
-        out.extend_from_slice(serde_json::Value::from(text).to_string().as_bytes());
+pub(crate) fn write_string(out: &mut Out<'_>, text: &str) {
+    out.push(b'"');
+    let mut rest = text.as_bytes();
+    while let Some(plain) = rest.iter().position(|byte| *byte < 0x20 || matches!(byte, b'"' | b'\\')) {
+        let Some((before, [byte, after @ ..])) = rest.split_at_checked(plain) else { break };
+        out.extend_from_slice(before);
+        match byte {
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', *byte]),
+            other => out.extend_from_slice(format!("\\u{other:04x}").as_bytes()),
+        }
+        rest = after;
     }
+    out.extend_from_slice(rest);
+    out.push(b'"');
 }
 
 /// Writes a whole number.
-pub(crate) fn write_int(out: &mut Vec<u8>, value: impl itoa::Integer) {
+pub(crate) fn write_int(out: &mut Out<'_>, value: impl itoa::Integer) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 #[cfg(test)]
 mod tests {
+    use modelhost_core::budget::ByteBudget;
+    use modelhost_core::error::ErrorCode;
+
     use super::*;
 
     fn skip(text: &str) -> Result<()> {
-        let mut reader = Reader::new(text.as_bytes());
+        let room = Room::unbounded();
+        let mut reader = Reader::new(text.as_bytes(), &room);
         reader.skip()?;
         reader.finish()
     }
@@ -303,11 +358,37 @@ mod tests {
     }
 
     #[test]
+    fn names_and_numbers_have_a_bound() {
+        let error = skip(&format!("{{\"{}\":1}}", "n".repeat(5000))).unwrap_err();
+        assert_eq!(error.message, "body: a name of 5000 bytes is longer than 4096");
+        let error = skip(&"1".repeat(5000)).unwrap_err();
+        assert_eq!(error.message, "body: a number of 5000 digits is longer than 4096");
+    }
+
+    #[test]
     fn strings_write_and_read_back() {
-        for text in ["", "plain", "quo\"te", "line\nbreak", "é\u{1}", "\\"] {
-            let mut out = Vec::new();
+        let room = Room::unbounded();
+        for text in ["", "plain", "quo\"te", "line\nbreak", "é\u{1}", "\\", "\r\t\u{8}\"\"end"] {
+            let mut out = Out::new(&room, 0);
             write_string(&mut out, text);
-            assert_eq!(Reader::new(&out).string().unwrap(), text);
+            let out = out.finish().unwrap();
+            assert_eq!(Reader::new(&out, &room).string().unwrap(), text);
+            assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn strings_that_are_kept_take_room() {
+        let budget = ByteBudget::new("this host", 100);
+        let plain = format!("\"{}\"", "x".repeat(200));
+        let escaped = format!("\"{}\"", "\\n".repeat(100));
+        let room = Room::of(budget.charge());
+        assert_eq!(Reader::new(plain.as_bytes(), &room).string().unwrap().len(), 200);
+        for text in [plain, escaped] {
+            let refused = Reader::new(text.as_bytes(), &room).text().unwrap_err();
+            assert_eq!(refused.code, ErrorCode::ResourceExhausted);
+        }
+        assert_eq!(Reader::new(b"\"kept\\n\"", &room).text().unwrap(), "kept\n");
+        assert_eq!(budget.used(), 5);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use modelhost_core::error::Error;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::{Tensor, TensorSpec};
 use modelhost_core::version::Version;
 
@@ -26,7 +27,7 @@ pub(crate) fn read_instances(
         Some(key) if key != "b64" => {
             let mut rows = Rows::new(version, sticky_field)?;
             reader.array(|reader| rows.record(reader))?;
-            Ok(rows.take()?.inputs)
+            Ok(rows.take(reader.room())?.inputs)
         }
         _ => Ok(vec![read_single(reader, inputs)?]),
     }
@@ -44,8 +45,7 @@ pub(crate) fn read_columns(reader: &mut Reader<'_>, version: &Version) -> Result
         if tensors.iter().any(|tensor| tensor.name() == spec.name) {
             return Err(Error::invalid(format!("input {key:?} is given twice")));
         }
-        let (shape, data) = read_nested(reader, &spec.name, spec.dtype)?;
-        tensors.push(Tensor::new(spec.name.clone(), spec.dtype, shape, data.into())?);
+        tensors.push(read_tensor(reader, spec)?);
         Ok(())
     })?;
     Ok(tensors)
@@ -56,15 +56,20 @@ fn read_single(reader: &mut Reader<'_>, inputs: &[TensorSpec]) -> Result<Tensor,
         let names: Vec<_> = inputs.iter().map(|input| input.name.as_str()).collect();
         return Err(Error::invalid(format!("the model has the inputs {names:?}: name each value")));
     };
-    let (shape, data) = read_nested(reader, &spec.name, spec.dtype)?;
-    Tensor::new(spec.name.clone(), spec.dtype, shape, data.into())
+    read_tensor(reader, spec)
+}
+
+fn read_tensor(reader: &mut Reader<'_>, spec: &TensorSpec) -> Result<Tensor, Error> {
+    let read = read_nested(reader, spec.dtype);
+    let (shape, data) = read.map_err(|error| error.within(format_args!("input {:?}", spec.name)))?;
+    Tensor::new(spec.name.clone(), spec.dtype, shape, data)
 }
 
 /// The text of `field` in the first row of `instances` or `dataframe_records`, or among the parameters, for a policy that is sticky
 /// by it. Whatever is malformed is said by who decodes it.
-pub(crate) fn sticky_value(body: &[u8], field: &str) -> Option<Vec<u8>> {
+pub(crate) fn sticky_value(body: &[u8], field: &str, room: &Room) -> Option<Vec<u8>> {
     let mut found = None;
-    let read = Reader::new(body).object(|reader, key| {
+    let read = Reader::new(body, room).object(|reader, key| {
         match &*key {
             "instances" | "dataframe_records" | "params" => {
                 found = found.take().or(first_record_field(&mut reader.at(reader.position_now()), field));
@@ -87,12 +92,13 @@ struct Column {
 
 fn read_objects(reader: &mut Reader<'_>, inputs: &[TensorSpec]) -> Result<Vec<Tensor>, Error> {
     let mut columns: HashMap<&str, Column> = HashMap::new();
-    let mut row = 0_u64;
+    let (mut row, room) = (0_u64, reader.room());
     reader.array(|reader| {
         reader.object(|reader, key| {
             let spec = find(inputs, &key)?;
-            let wrong = |why: &str| Error::invalid(format!("instance {row}, input {key:?}: {why}"));
-            let (shape, data) = read_nested(reader, &spec.name, spec.dtype)?;
+            let within = |error: Error| error.within(format_args!("instance {row}, input {key:?}"));
+            let wrong = |why: &str| within(Error::invalid(why));
+            let (shape, data) = read_nested(reader, spec.dtype).map_err(within)?;
             let column = columns.entry(spec.name.as_str()).or_default();
             if column.rows != row {
                 return Err(wrong(if column.rows > row { "is given twice" } else { "was missing before" }));
@@ -100,7 +106,9 @@ fn read_objects(reader: &mut Reader<'_>, inputs: &[TensorSpec]) -> Result<Vec<Te
             if *column.shape.get_or_insert_with(|| shape.clone()) != shape {
                 return Err(wrong(&format!("has shape {shape:?}, those before it another")));
             }
+            room.reserve(&mut column.data, data.len())?;
             column.data.extend_from_slice(&data);
+            room.give_back(data.len());
             column.rows += 1;
             Ok(())
         })?;
@@ -117,7 +125,7 @@ fn read_objects(reader: &mut Reader<'_>, inputs: &[TensorSpec]) -> Result<Vec<Te
             )));
         }
         let shape = std::iter::once(row).chain(column.shape.unwrap_or_default()).collect();
-        tensors.push(Tensor::new(spec.name.clone(), spec.dtype, shape, column.data.into())?);
+        tensors.push(Tensor::new(spec.name.clone(), spec.dtype, shape, room.finish(column.data))?);
     }
     Ok(tensors)
 }

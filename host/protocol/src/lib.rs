@@ -5,6 +5,7 @@ mod example;
 mod json;
 mod json_named;
 mod json_tensor;
+mod out;
 mod reply;
 mod table;
 #[cfg(any(test, feature = "test-util"))]

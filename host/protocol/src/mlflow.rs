@@ -5,12 +5,14 @@
 use bytes::Bytes;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::{InferRequest, Parameter};
+use modelhost_core::room::Room;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::Version;
 use serde_json::{Value, json};
 
 use crate::json::Reader;
 use crate::json_named::{read_columns, read_instances, sticky_value};
+use crate::out::Out;
 use crate::table::{Field, Rows, write_records};
 
 /// What a body holds.
@@ -46,9 +48,14 @@ impl Format {
 }
 
 /// Reads the JSON forms. Errors: invalid argument naming what is malformed, when not exactly one of them is there, for the form of language
-/// models, and for tables where the model takes tensors.
-pub fn decode(body: &Bytes, version: &Version, sticky_field: Option<&str>) -> Result<InferRequest, Error> {
-    let mut reader = Reader::new(body);
+/// models, and for tables where the model takes tensors; resource exhausted.
+pub fn decode(
+    body: &Bytes,
+    version: &Version,
+    sticky_field: Option<&str>,
+    room: &Room,
+) -> Result<InferRequest, Error> {
+    let mut reader = Reader::new(body, room);
     let (mut inputs, mut parameters): (Option<Vec<Tensor>>, _) = (None, Vec::new());
     reader.object(|reader, key| {
         let read = match &*key {
@@ -56,7 +63,7 @@ pub fn decode(body: &Bytes, version: &Version, sticky_field: Option<&str>) -> Re
             "dataframe_records" => {
                 let mut rows = Rows::new(version, sticky_field)?;
                 reader.array(|reader| rows.record(reader))?;
-                rows.take()?.inputs
+                rows.take(room)?.inputs
             }
             "instances" => read_instances(reader, version, sticky_field)?,
             "inputs" => read_columns(reader, version)?,
@@ -94,7 +101,12 @@ fn read_split(
         "columns" => {
             let mut fields = Vec::new();
             reader.array(|reader| {
-                fields.push(rows.field(&reader.string()?)?);
+                let name = reader.name()?;
+                let field = rows.field(&name)?;
+                if fields.contains(&field) {
+                    return Err(Error::invalid(format!("field {name:?} stands twice in \"columns\"")));
+                }
+                fields.push(field);
                 Ok(())
             })?;
             columns = Some(fields);
@@ -117,15 +129,15 @@ fn read_split(
             match field {
                 Some(Field::Column(at)) => rows.json(reader, *at),
                 Some(Field::Sticky) => reader.skip(),
-                None => Err(rows.in_row(&Error::invalid(format!("has more than {} values", columns.len())))),
+                None => Err(rows.in_row(Error::invalid(format!("has more than {} values", columns.len())))),
             }
         })?;
         if at < columns.len() {
-            return Err(rows.in_row(&Error::invalid(format!("has {at} of {} values", columns.len()))));
+            return Err(rows.in_row(Error::invalid(format!("has {at} of {} values", columns.len()))));
         }
-        rows.end_row()
+        rows.end_row(reader.room())
     })?;
-    Ok(rows.take()?.inputs)
+    Ok(rows.take(reader.room())?.inputs)
 }
 
 fn read_params(reader: &mut Reader<'_>) -> Result<Vec<(String, Parameter)>, Error> {
@@ -135,12 +147,13 @@ fn read_params(reader: &mut Reader<'_>) -> Result<Vec<(String, Parameter)>, Erro
     reader.parameters()
 }
 
-/// Writes `{"predictions": [{…}, …]}`. Errors: plugin fault, when outputs have different numbers of rows.
-pub fn encode(outputs: &[Tensor]) -> Result<Vec<u8>, Error> {
-    let mut out = b"{\"predictions\":".to_vec();
+/// Writes `{"predictions": [{…}, …]}`. Errors: plugin fault, when outputs have different numbers of rows; resource exhausted.
+pub fn encode(outputs: &[Tensor], room: &Room) -> Result<Bytes, Error> {
+    let mut out = Out::new(room, 128);
+    out.extend_from_slice(b"{\"predictions\":");
     write_records(&mut out, outputs)?;
     out.push(b'}');
-    Ok(out)
+    out.finish()
 }
 
 /// A failure's body, by MLflow's keys.
@@ -159,8 +172,8 @@ pub fn error(error: &Error) -> Value {
 }
 
 /// The value that a policy which is sticky by `field` goes by: of the first row, or of a parameter.
-pub fn first_field(body: &[u8], field: &str) -> Option<Vec<u8>> {
-    sticky_value(body, field)
+pub fn first_field(body: &[u8], field: &str, room: &Room) -> Option<Vec<u8>> {
+    sticky_value(body, field, room)
 }
 
 #[cfg(test)]

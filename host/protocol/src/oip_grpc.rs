@@ -10,12 +10,15 @@ use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::{Statistics, Tally};
 use modelhost_core::graph::GraphStatus;
 use modelhost_core::infer::{InferRequest, Parameter};
+use modelhost_core::room::Room;
 use modelhost_core::tensor::{DType, Tensor, TensorSpec};
 use modelhost_core::version::{Model, Version};
 use prost::Message;
 
 use crate::control::{IndexEntry, LogSettings, SettingValue, TraceSettings, check_repository_parameter};
-use crate::reply::{OutputForm, ReplyForm, refuse_shared_memory, take_request_parameters};
+use crate::reply::{
+    OutputForm, ReplyForm, check_id, check_name, refuse_shared_memory, take_request_parameters,
+};
 use pb::infer_parameter::ParameterChoice;
 
 mod contents;
@@ -42,25 +45,29 @@ pub mod pb {
 pub const DESCRIPTORS: &[u8] = include_bytes!("oip_grpc/generated/descriptors.bin");
 
 /// Reads an inference request from its bytes; decoding them may take `most` bytes. Errors: as [`decode`]; too large; invalid argument, when
-/// they are no such message, or one that is not for this model and version.
+/// they are no such message, or one that is not for this model and version; resource exhausted.
 pub fn read(
     message: &Bytes,
     (model, version): (&str, &str),
     most: usize,
+    room: &Room,
 ) -> Result<(InferRequest, ReplyForm), Error> {
-    wire::check(message, most)?;
-    let message = pb::ModelInferRequest::decode(message.clone())
-        .map_err(|error| Error::invalid(format!("body: not a ModelInferRequest message: {error}")))?;
+    room.take(wire::check(message, most)?)?;
+    let message = pb::ModelInferRequest::decode(message.clone()).map_err(|error| {
+        Error::invalid(format!("body: not a ModelInferRequest message: {error}")).because(error)
+    })?;
     if (message.model_name.as_str(), message.model_version.as_str()) != (model, version) {
         return Err(Error::invalid(
             "body: the model's name and version must stand once, before everything else",
         ));
     }
-    decode(message)
+    decode(message, room)
 }
 
-/// Reads an inference request. Errors: invalid argument naming the tensor and what is malformed; unsupported, for shared memory.
-pub fn decode(message: pb::ModelInferRequest) -> Result<(InferRequest, ReplyForm), Error> {
+/// Reads an inference request. Errors: invalid argument naming the tensor and what is malformed; unsupported, for shared memory; resource
+/// exhausted.
+pub fn decode(message: pb::ModelInferRequest, room: &Room) -> Result<(InferRequest, ReplyForm), Error> {
+    check_id(&message.id)?;
     let raw = !message.raw_input_contents.is_empty();
     if raw && message.raw_input_contents.len() != message.inputs.len() {
         let (came, expected) = (message.raw_input_contents.len(), message.inputs.len());
@@ -75,17 +82,21 @@ pub fn decode(message: pb::ModelInferRequest) -> Result<(InferRequest, ReplyForm
     let mut raw_contents = message.raw_input_contents.into_iter();
     for input in message.inputs {
         let name = input.name.clone();
-        let tensor = read_tensor(input, raw_contents.next());
-        request.inputs.push(tensor.map_err(|error| name_it("input", &name, error))?);
+        check_name(&name).and_then(|()| check_name(&input.datatype))?;
+        let read = read_tensor(input, raw_contents.next(), room);
+        let (dtype, shape, data) = read.map_err(|error| error.within(format_args!("input {name:?}")))?;
+        request.inputs.push(Tensor::new(name, dtype, shape, data)?);
     }
     for output in message.outputs {
         let name = output.name;
+        check_name(&name)?;
         if request.outputs.contains(&name) {
             return Err(Error::invalid(format!("output {name:?} is asked for twice")));
         }
         let mut output_form = OutputForm::default();
         for (parameter, value) in read_parameters(output.parameters)? {
-            output_form.set(&parameter, &value).map_err(|error| name_it("output", &name, error))?;
+            let set = output_form.set(&parameter, &value);
+            set.map_err(|error| error.within(format_args!("output {name:?}")))?;
         }
         // Raw or typed is one choice for the whole message.
         output_form.binary = None;
@@ -96,21 +107,16 @@ pub fn decode(message: pb::ModelInferRequest) -> Result<(InferRequest, ReplyForm
     Ok((request, form))
 }
 
-fn name_it(role: &str, name: &str, error: Error) -> Error {
-    if error.message.contains(&format!("{name:?}")) {
-        return error;
-    }
-    error.within(format_args!("{role} {name:?}"))
-}
-
 fn read_tensor(
     input: pb::model_infer_request::InferInputTensor,
     raw: Option<Bytes>,
-) -> Result<Tensor, Error> {
+    room: &Room,
+) -> Result<(DType, Vec<u64>, Bytes), Error> {
     input.parameters.keys().try_for_each(|name| refuse_shared_memory(name))?;
     let dtype = DType::parse(&input.datatype)?;
     let dim = |dim: &i64| {
-        u64::try_from(*dim).map_err(|_| Error::invalid(format!("shape: {dim} is not a dimension from 0")))
+        let wrong = |error| Error::invalid(format!("shape: {dim} is not a dimension from 0")).because(error);
+        u64::try_from(*dim).map_err(wrong)
     };
     let shape = input.shape.iter().map(dim).collect::<Result<Vec<_>, _>>()?;
     let data = match (raw, input.contents) {
@@ -118,24 +124,25 @@ fn read_tensor(
             return Err(Error::invalid("has contents although raw_input_contents are used"));
         }
         (Some(raw), _) => raw,
-        (None, contents) => contents::read(dtype, contents.unwrap_or_default())?,
+        (None, contents) => contents::read(dtype, contents.unwrap_or_default(), room)?,
     };
-    Tensor::new(input.name, dtype, shape, data)
+    Ok((dtype, shape, data))
 }
 
 fn read_parameters(
     parameters: HashMap<String, pb::InferParameter>,
 ) -> Result<Vec<(String, Parameter)>, Error> {
     let read = |(name, value): (String, pb::InferParameter)| {
+        check_name(&name)?;
         let value = match value.parameter_choice {
             Some(ParameterChoice::BoolParam(flag)) => Parameter::Bool(flag),
             Some(ParameterChoice::Int64Param(number)) => Parameter::Int(number),
             Some(ParameterChoice::StringParam(text)) => Parameter::Text(text),
             Some(ParameterChoice::DoubleParam(number)) => Parameter::Float(number),
-            Some(ParameterChoice::Uint64Param(number)) => Parameter::Int(
-                i64::try_from(number)
-                    .map_err(|_| Error::invalid(format!("parameter {name:?}: {number} is above 2^63 - 1")))?,
-            ),
+            Some(ParameterChoice::Uint64Param(number)) => {
+                let above = || Error::invalid(format!("parameter {name:?}: {number} is above 2^63 - 1"));
+                Parameter::Int(i64::try_from(number).map_err(|error| above().because(error))?)
+            }
             None => return Err(Error::invalid(format!("parameter {name:?} has no value"))),
         };
         Ok((name, value))
@@ -146,14 +153,15 @@ fn read_parameters(
     Ok(parameters)
 }
 
-/// Writes an inference response. Errors: invalid argument, when an output that was asked for as classes has none.
+/// Writes an inference response. Errors: invalid argument, when an output that was asked for as classes has none; resource exhausted.
 pub fn encode(
     version: &Version,
     id: Option<String>,
     outputs: &[Tensor],
     form: &ReplyForm,
+    room: &Room,
 ) -> Result<pb::ModelInferResponse, Error> {
-    let outputs = form.classify(outputs, &version.report.signature)?;
+    let outputs = form.classify(outputs, &version.report.signature, room)?;
     let untyped = |output: &Tensor| matches!(output.dtype(), DType::Fp16 | DType::Bf16);
     let raw = form.binary || outputs.iter().any(untyped);
     let mut response = pb::ModelInferResponse {
@@ -163,6 +171,9 @@ pub fn encode(
         ..pb::ModelInferResponse::default()
     };
     for output in outputs.iter() {
+        if !raw {
+            room.take(contents::weight(output))?;
+        }
         response.outputs.push(pb::model_infer_response::InferOutputTensor {
             name: output.name().to_owned(),
             datatype: output.dtype().as_str().to_owned(),
@@ -175,6 +186,12 @@ pub fn encode(
         }
     }
     Ok(response)
+}
+
+/// A message's bytes. Errors: resource exhausted.
+pub fn written(message: &impl Message, room: &Room) -> Result<Bytes, Error> {
+    room.take(message.encoded_len())?;
+    Ok(message.encode_to_vec().into())
 }
 
 /// The server's metadata.

@@ -7,14 +7,18 @@ use askama::Template;
 use bytes::Bytes;
 use modelhost_core::error::Error;
 use modelhost_core::infer::InferRequest;
+use modelhost_core::room::Room;
 use modelhost_core::routing::BUCKETS;
 use modelhost_core::tensor::{Column, ColumnKind, DType, DisplayShape, MAX_RANK, Tensor, TensorSpec};
 use modelhost_core::version::{Model, Version};
 
 use crate::example::{self, ExampleField, MAX_EXAMPLE};
 use crate::json::Reader;
-use crate::json_tensor::{read_nested, write_nested};
+use crate::json_tensor::read_nested;
 use crate::table::Rows;
+
+/// Most bytes of an answer that a page shows: a person reads it.
+const MAX_ANSWER: usize = 128 << 10;
 
 /// The list of models (`GET /`).
 #[derive(Template)]
@@ -152,7 +156,7 @@ pub fn model(
     let example = example::fields(version);
     let table_example = example.as_deref().filter(|_| signature.table().is_some());
     let answer = match outcome {
-        Outcome::Answered(version, outputs) => Some(answer(version, outputs)?),
+        Outcome::Answered(version, outputs) => Some(answer(version, outputs)),
         Outcome::Empty | Outcome::Failed(_) => None,
     };
     let error = match outcome {
@@ -188,7 +192,7 @@ pub fn model(
 }
 
 fn render(page: &impl Template) -> Result<String, Error> {
-    page.render().map_err(|error| Error::internal(format!("a page could not be written: {error}")))
+    page.render().map_err(|error| Error::internal("a page could not be written").because(error))
 }
 
 fn tensor_row(spec: &TensorSpec) -> TensorRow {
@@ -272,26 +276,24 @@ fn column_field(column: &Column, value: String) -> Field {
     }
 }
 
-fn answer(version: &Version, outputs: &[Tensor]) -> Result<AnswerRows, Error> {
-    let mut rows = Vec::new();
+fn answer(version: &Version, outputs: &[Tensor]) -> AnswerRows {
+    let (mut rows, mut left) = (Vec::new(), MAX_ANSWER);
     for output in outputs {
         // The form asks one row: its answer needs no list around it.
-        let row =
-            (version.report.signature.table().is_some() && output.shape().first() == Some(&1)).then_some(0);
-        let mut text = Vec::new();
-        write_nested(&mut text, output, row, false)?;
-        rows.push((output.name().to_owned(), String::from_utf8_lossy(&text).into_owned()));
+        let is_row = version.report.signature.table().is_some() && output.shape().first() == Some(&1);
+        let text = example::written(output, is_row, left);
+        left -= text.as_ref().map_or(0, String::len);
+        rows.push((output.name().to_owned(), text.unwrap_or_else(|| "too long to be shown here".to_owned())));
     }
-    Ok(AnswerRows { version: version.number.get(), outputs: rows })
+    AnswerRows { version: version.number.get(), outputs: rows }
 }
 
 fn snippet_input(spec: &TensorSpec, version: &Version) -> SnippetInput {
     let example = version.package.examples.first().and_then(|example| example.request.inputs.first());
     let values = example.and_then(|tensor| {
-        let row =
-            (tensor.shape().first().is_some_and(|rows| *rows > 0) && tensor.shape().len() > 1).then_some(0);
-        let text = example::written(tensor, row)?;
-        Some(if row.is_some() { format!("[{text}]") } else { text })
+        let has_rows = tensor.shape().first().is_some_and(|rows| *rows > 0) && tensor.shape().len() > 1;
+        let text = example::written(tensor, has_rows, MAX_EXAMPLE)?;
+        Some(if has_rows { format!("[{text}]") } else { text })
     });
     let numpy = match spec.dtype {
         DType::Bool => "bool_",
@@ -338,19 +340,35 @@ pub struct Posted {
 /// Most fields and files of one form.
 const MAX_FIELDS: usize = 4096;
 
+/// Most bytes of what is filled in, files apart: people type or paste it, and it stays on the page.
+const MAX_TYPED: usize = 1 << 20;
+
 impl Posted {
-    /// Takes a url-encoded form apart. Errors: invalid argument, when it has too many fields.
+    /// Takes a url-encoded form apart. Errors: invalid argument, when there is too much in it.
     pub fn read(body: &[u8]) -> Result<Self, Error> {
+        check_typed(body.len())?;
         let mut posted = Self::default();
         for (name, value) in form_urlencoded::parse(body) {
-            posted.check_room()?;
-            posted.fields.push((name.into_owned(), value.into_owned()));
+            posted.add_field(name.into_owned(), value.into_owned())?;
         }
         Ok(posted)
     }
 
-    /// Whether one more field or file may come. Errors: invalid argument, when it may not.
-    pub fn check_room(&self) -> Result<(), Error> {
+    /// One more field. Errors: invalid argument, when there is too much in the form.
+    pub fn add_field(&mut self, name: String, value: String) -> Result<(), Error> {
+        self.check_count()?;
+        self.fields.push((name, value));
+        check_typed(self.fields.iter().map(|(name, value)| name.len() + value.len()).sum())
+    }
+
+    /// One more file. Errors: invalid argument, when there are too many.
+    pub fn add_file(&mut self, name: String, content: Bytes) -> Result<(), Error> {
+        self.check_count()?;
+        self.files.push((name, content));
+        Ok(())
+    }
+
+    fn check_count(&self) -> Result<(), Error> {
         if self.fields.len() + self.files.len() < MAX_FIELDS {
             return Ok(());
         }
@@ -358,8 +376,20 @@ impl Posted {
     }
 }
 
-/// Reads a form as a request. An empty field is a missing value. Errors: invalid argument naming the field.
-pub fn decode(posted: &Posted, version: &Version, sticky_field: Option<&str>) -> Result<InferRequest, Error> {
+fn check_typed(bytes: usize) -> Result<(), Error> {
+    if bytes <= MAX_TYPED {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("form: more than {MAX_TYPED} bytes of text; send more than that as JSON")))
+}
+
+/// Reads a form as a request. An empty field is a missing value. Errors: invalid argument naming the field; resource exhausted.
+pub fn decode(
+    posted: &Posted,
+    version: &Version,
+    sticky_field: Option<&str>,
+    room: &Room,
+) -> Result<InferRequest, Error> {
     let signature = &version.report.signature;
     if signature.table().is_some() {
         let mut rows = Rows::new(version, sticky_field)?;
@@ -368,8 +398,8 @@ pub fn decode(posted: &Posted, version: &Version, sticky_field: Option<&str>) ->
                 rows.text(value.as_bytes(), at)?;
             }
         }
-        rows.end_row()?;
-        return rows.take();
+        rows.end_row(room)?;
+        return rows.take(room);
     }
     let mut request = InferRequest::default();
     let spec_of = |name: &str| {
@@ -378,15 +408,17 @@ pub fn decode(posted: &Posted, version: &Version, sticky_field: Option<&str>) ->
     };
     for (name, file) in &posted.files {
         let shape = vec![1; spec_of(name)?.shape.len()];
+        room.take(file.len())?;
         request.inputs.push(Tensor::from_bytes_elements(name.clone(), shape, [file.as_ref()])?);
     }
     let is_file = |name: &String| posted.files.iter().any(|(file, _)| file == name);
     for (name, value) in posted.fields.iter().filter(|(name, _)| !is_file(name)) {
         let spec = spec_of(name)?;
-        let mut reader = Reader::new(value.as_bytes());
-        let (shape, data) = read_nested(&mut reader, name, spec.dtype)?;
-        reader.finish()?;
-        request.inputs.push(Tensor::new(name.clone(), spec.dtype, shape, data.into())?);
+        let mut reader = Reader::new(value.as_bytes(), room);
+        let read = read_nested(&mut reader, spec.dtype);
+        let read = read.and_then(|read| reader.finish().map(|()| read));
+        let (shape, data) = read.map_err(|error| error.within(format_args!("input {name:?}")))?;
+        request.inputs.push(Tensor::new(name.clone(), spec.dtype, shape, data)?);
     }
     Ok(request)
 }
@@ -409,23 +441,44 @@ mod tests {
     fn a_form_has_a_bound() {
         let error = Posted::read("&a".repeat(10_000).as_bytes()).unwrap_err();
         assert_eq!(error.message, "form: more than 4096 fields");
+        let mut form = Posted::default();
+        form.add_field("a".into(), "x".repeat(MAX_TYPED - 1)).unwrap();
+        assert!(form.add_field("b".into(), String::new()).unwrap_err().message.contains("bytes of text"));
+        assert!(Posted::read(&vec![b'a'; MAX_TYPED + 1]).unwrap_err().message.contains("bytes of text"));
+    }
+
+    #[test]
+    fn a_long_answer_is_not_shown() {
+        let outputs = [fp32("p", &[1 << 20], &vec![0.5; 1 << 20]), fp32("q", &[1], &[0.25])];
+        let html =
+            page(&with_inputs(&[("x", DType::Fp32, &[None])]), &[], &Outcome::Answered(&version(), &outputs));
+        assert!(
+            html.contains("too long to be shown") && html.contains("0.25") && html.len() < 64 << 10,
+            "{html}"
+        );
     }
 
     #[test]
     fn a_form_is_a_row() {
-        let request = decode(&posted(b"age=1.5&purpose=tv&user=u%31"), &version(), Some("user")).unwrap();
+        let decode =
+            |form: &[u8], sticky| super::decode(&posted(form), &version(), sticky, &Room::unbounded());
+        let request = decode(b"age=1.5&purpose=tv&user=u%31", Some("user")).unwrap();
         assert_eq!(request.inputs, [fp32("input", &[1, 2], &[1.5, 1.0])]);
-        let wrong = decode(&posted(b"age=old&purpose="), &version(), None).unwrap_err();
+        let wrong = decode(b"age=old&purpose=", None).unwrap_err();
         assert_eq!(wrong.message, "record 0, field \"age\": \"old\" is not a number");
     }
 
     #[test]
     fn a_form_is_json_where_the_input_is_no_table() {
         let version = with_inputs(&[("x", DType::Int8, &[None])]);
-        let request = decode(&posted(b"x=[1,2]"), &version, None).unwrap();
+        let decode = |form: &[u8]| super::decode(&posted(form), &version, None, &Room::unbounded());
+        let request = decode(b"x=[1,2]").unwrap();
         assert_eq!(format!("{:?}", request.inputs), "[x INT8[2] (2 bytes)]");
-        assert!(decode(&posted(b"x=[1"), &version, None).is_err());
-        assert!(decode(&posted(b"y=1"), &version, None).unwrap_err().message.contains("\"y\""));
+        assert_eq!(
+            decode(b"x=[1,a]").unwrap_err().message.split(": body").next(),
+            Some("input \"x\": element 1")
+        );
+        assert!(decode(b"y=1").unwrap_err().message.contains("\"y\""));
     }
 
     #[test]
@@ -436,7 +489,7 @@ mod tests {
             fields: vec![("picture".to_owned(), String::new())],
             files: vec![("picture".to_owned(), Bytes::from_static(b"\xffpng"))],
         };
-        let request = decode(&posted, &version, None).unwrap();
+        let request = decode(&posted, &version, None, &Room::unbounded()).unwrap();
         assert_eq!(request.inputs[0].bytes_elements().collect::<Vec<_>>(), [b"\xffpng"]);
     }
 

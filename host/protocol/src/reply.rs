@@ -5,9 +5,33 @@ use std::borrow::Cow;
 use modelhost_core::error::Error;
 use modelhost_core::infer::{InferRequest, Parameter};
 use modelhost_core::model::Signature;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::Tensor;
 
 use crate::classification::classify;
+
+/// Longest name, in bytes: messages quote it.
+pub(crate) const MAX_NAME: usize = 4096;
+
+/// Longest id of a request, in bytes: it comes back with the answer.
+const MAX_ID: usize = 64 << 10;
+
+/// Errors: invalid argument, when it is too long.
+pub(crate) fn check_id(id: &str) -> Result<(), Error> {
+    check_length("id", id, MAX_ID)
+}
+
+/// Errors: invalid argument, when it is too long.
+pub(crate) fn check_name(name: &str) -> Result<(), Error> {
+    check_length("name", name, MAX_NAME)
+}
+
+fn check_length(what: &str, text: &str, most: usize) -> Result<(), Error> {
+    if text.len() <= most {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("body: a {what} of {} bytes is longer than {most}", text.len())))
+}
 
 /// How the outputs travel.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -54,11 +78,12 @@ impl ReplyForm {
         self.outputs.get(at).and_then(|output| output.binary).unwrap_or(self.binary)
     }
 
-    /// Replaces the outputs that were asked for as classes. Errors: invalid argument, for an output without an order.
+    /// Replaces the outputs that were asked for as classes. Errors: invalid argument, for an output without an order; resource exhausted.
     pub(crate) fn classify<'a>(
         &self,
         outputs: &'a [Tensor],
         signature: &Signature,
+        room: &Room,
     ) -> Result<Cow<'a, [Tensor]>, Error> {
         if self.outputs.iter().all(|output| output.classes.is_none()) {
             return Ok(Cow::Borrowed(outputs));
@@ -67,7 +92,7 @@ impl ReplyForm {
         for (output, form) in outputs.iter_mut().zip(&self.outputs) {
             if let Some(count) = form.classes {
                 let spec = signature.outputs.iter().find(|spec| spec.name == output.name());
-                *output = classify(output, count, spec.map_or(&[], |spec| &*spec.columns))?;
+                *output = classify(output, count, spec.map_or(&[], |spec| &*spec.columns), room)?;
             }
         }
         Ok(Cow::Owned(outputs))

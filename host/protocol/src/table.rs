@@ -1,14 +1,17 @@
 //! Rows of named columns on their way into the signature's table: shared by every dialect that has rows.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor, TensorSpec, element_count};
 use modelhost_core::version::Version;
 
-use crate::json::Reader;
-use crate::json_tensor;
+use crate::json::{Reader, write_string};
+use crate::json_tensor::{Writing, read_float};
+use crate::out::Out;
 
 /// Rows collected for one request.
 pub(crate) struct Rows<'a> {
@@ -63,19 +66,19 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Reads one JSON object as a row. Errors: invalid argument naming record and field.
+    /// Reads one JSON object as a row. Errors: invalid argument naming record and field; resource exhausted.
     pub(crate) fn record(&mut self, reader: &mut Reader<'_>) -> Result<(), Error> {
-        reader.object(|reader, key| match self.field(&key).map_err(|error| self.in_row(&error))? {
+        reader.object(|reader, key| match self.field(&key).map_err(|error| self.in_row(error))? {
             Field::Column(at) => self.json(reader, at),
             Field::Sticky => reader.skip(),
         })?;
-        self.end_row()
+        self.end_row(reader.room())
     }
 
     /// Reads one JSON value of the row. Errors: invalid argument naming record and field.
     pub(crate) fn json(&mut self, reader: &mut Reader<'_>, at: usize) -> Result<(), Error> {
         let Some(column) = self.columns().get(at) else { return reader.skip() };
-        let value = read_value(reader, column).map_err(|error| self.wrong(column, &error.message))?;
+        let value = read_value(reader, column).map_err(|error| self.in_field(&column.name, error))?;
         self.set(at, value)
     }
 
@@ -83,7 +86,7 @@ impl<'a> Rows<'a> {
     /// field.
     pub(crate) fn text(&mut self, text: &[u8], at: usize) -> Result<(), Error> {
         let Some(column) = self.columns().get(at) else { return Ok(()) };
-        let value = parse_value(text, column).map_err(|error| self.wrong(column, &error.message))?;
+        let value = parse_value(text, column).map_err(|error| self.in_field(&column.name, error))?;
         self.set(at, value)
     }
 
@@ -91,17 +94,18 @@ impl<'a> Rows<'a> {
         let Some(place) = self.row.get_mut(at) else { return Ok(()) };
         if place.replace(value).is_some() {
             let name = self.columns().get(at).map_or("", |column| &column.name);
-            return Err(Error::invalid(format!("record {}, field {name:?}: is given twice", self.count)));
+            return Err(self.in_field(name, Error::invalid("is given twice")));
         }
         Ok(())
     }
 
-    /// Ends the row. Errors: invalid argument, naming the column that is missing and must not be.
-    pub(crate) fn end_row(&mut self) -> Result<(), Error> {
+    /// Ends the row. Errors: invalid argument, naming the column that is missing and must not be; resource exhausted.
+    pub(crate) fn end_row(&mut self, room: &Room) -> Result<(), Error> {
+        room.reserve(&mut self.data, self.spec.columns.len() * size_of::<f32>())?;
         for (at, column) in self.columns().iter().enumerate() {
             let value = self.row.get_mut(at).and_then(Option::take).unwrap_or(f32::NAN);
             if value.is_nan() && !column.missing {
-                return Err(self.wrong(column, "is missing"));
+                return Err(self.in_field(&column.name, Error::invalid("is missing")));
             }
             self.data.extend_from_slice(&value.to_le_bytes());
         }
@@ -116,20 +120,20 @@ impl<'a> Rows<'a> {
     }
 
     /// The rows collected so far, as a request; the next one begins.
-    pub(crate) fn take(&mut self) -> Result<InferRequest, Error> {
+    pub(crate) fn take(&mut self, room: &Room) -> Result<InferRequest, Error> {
         let shape = vec![std::mem::take(&mut self.rows), self.spec.columns.len() as u64];
-        let data = std::mem::take(&mut self.data);
-        let input = Tensor::new(self.spec.name.clone(), DType::Fp32, shape, data.into())?;
+        let data = room.finish(std::mem::take(&mut self.data));
+        let input = Tensor::new(self.spec.name.clone(), DType::Fp32, shape, data)?;
         Ok(InferRequest { inputs: vec![input], ..InferRequest::default() })
     }
 
-    fn wrong(&self, column: &Column, why: &str) -> Error {
-        Error::invalid(format!("record {}, field {:?}: {why}", self.count, column.name))
+    fn in_field(&self, name: &str, error: Error) -> Error {
+        error.within(format_args!("record {}, field {name:?}", self.count))
     }
 
     /// Says which row it was.
-    pub(crate) fn in_row(&self, error: &Error) -> Error {
-        Error::new(error.code, format!("record {}, {}", self.count, error.message))
+    pub(crate) fn in_row(&self, error: Error) -> Error {
+        error.within(format_args!("record {}", self.count))
     }
 }
 
@@ -141,10 +145,10 @@ fn read_value(reader: &mut Reader<'_>, column: &Column) -> Result<f32, Error> {
         ColumnKind::Numeric if reader.peek() == Some(b'"') => {
             Err(Error::invalid("a number is expected, a string came"))
         }
-        ColumnKind::Numeric => json_tensor::read_float(reader),
+        ColumnKind::Numeric => read_float(reader),
         ColumnKind::Categorical(values) => {
             if reader.peek() != Some(b'"') {
-                return Err(Error::invalid(format!("one of {values:?} is expected")));
+                return Err(Error::invalid(format!("one of {} is expected", Choices(values))));
             }
             category(&reader.string()?, values)
         }
@@ -152,19 +156,41 @@ fn read_value(reader: &mut Reader<'_>, column: &Column) -> Result<f32, Error> {
 }
 
 fn parse_value(text: &[u8], column: &Column) -> Result<f32, Error> {
-    let text = std::str::from_utf8(text).map_err(|_| Error::invalid("is not UTF-8"))?.trim();
+    let text =
+        std::str::from_utf8(text).map_err(|error| Error::invalid("is not UTF-8").because(error))?.trim();
     match &column.kind {
         _ if text.is_empty() => Ok(f32::NAN),
         ColumnKind::Numeric => {
-            fast_float2::parse(text).map_err(|_| Error::invalid(format!("{text:?} is not a number")))
+            let number = fast_float2::parse(text);
+            number.map_err(|error| {
+                Error::invalid(format!("{:?} is not a number", excerpt(text))).because(error)
+            })
         }
         ColumnKind::Categorical(values) => category(text, values),
     }
 }
 
+/// What a message quotes of a text.
+fn excerpt(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(256)).unwrap_or_default()
+}
+
+/// Prints `["car", "tv"]`, or the first of many.
+struct Choices<'a>(&'a [String]);
+
+impl fmt::Display for Choices<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 20;
+        let first = self.0.iter().take(SHOWN).map(|text| excerpt(text));
+        let more = (self.0.len() > SHOWN).then_some(format_args!("…"));
+        f.debug_list().entries(first).entries(more).finish()
+    }
+}
+
 fn category(text: &str, values: &[String]) -> Result<f32, Error> {
     let index = values.iter().position(|value| value == text);
-    let index = index.ok_or_else(|| Error::invalid(format!("{text:?} is not one of {values:?}")))?;
+    let index = index
+        .ok_or_else(|| Error::invalid(format!("{:?} is not one of {}", excerpt(text), Choices(values))))?;
     #[expect(clippy::cast_precision_loss, reason = "a category's index is far below 2^24")]
     Ok(index as f32)
 }
@@ -195,8 +221,12 @@ pub(crate) fn first_record_field(reader: &mut Reader<'_>, field: &str) -> Option
 /// A string's or number's text.
 fn scalar(reader: &mut Reader<'_>) -> Result<Vec<u8>, Error> {
     Ok(match reader.peek() {
-        Some(b'"') => reader.string()?.into_owned().into_bytes(),
-        _ => reader.number()?.as_bytes().to_vec(),
+        Some(b'"') => reader.text()?.into_bytes(),
+        _ => {
+            let number = reader.number()?;
+            reader.room().take(number.len())?;
+            number.as_bytes().to_vec()
+        }
     })
 }
 
@@ -224,19 +254,25 @@ pub(crate) fn widths(outputs: &[Tensor]) -> Result<(usize, Vec<Width>), Error> {
 }
 
 /// Writes `[{…}, …]`: one JSON object a row, named by outputs; non-finite numbers as `null`.
-/// Errors: as [`widths`]; unsupported, when an output has no JSON form.
-pub(crate) fn write_records(out: &mut Vec<u8>, outputs: &[Tensor]) -> Result<(), Error> {
+/// Errors: as [`widths`]; unsupported, when an output has no JSON form; resource exhausted.
+pub(crate) fn write_records(out: &mut Out<'_>, outputs: &[Tensor]) -> Result<(), Error> {
     let (rows, widths) = widths(outputs)?;
+    let mut outputs = outputs
+        .iter()
+        .zip(widths)
+        .map(|(output, width)| Ok((output.name(), width, Writing::of(output)?)))
+        .collect::<Result<Vec<_>, Error>>()?;
     out.push(b'[');
     for row in 0..rows {
+        out.check()?;
         out.extend_from_slice(if row == 0 { b"{" } else { b",{" });
-        for (at, (output, width)) in outputs.iter().zip(&widths).enumerate() {
+        for (at, (name, width, values)) in outputs.iter_mut().enumerate() {
             if at > 0 {
                 out.push(b',');
             }
-            crate::json::write_string(out, output.name());
+            write_string(out, name);
             out.extend_from_slice(if width.is_list { b":[" } else { b":" });
-            json_tensor::write_elements(out, output, row * width.elements, width.elements, "null")?;
+            values.elements(out, width.elements, "null")?;
             if width.is_list {
                 out.push(b']');
             }

@@ -6,13 +6,15 @@
 use bytes::Bytes;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::{DType, Tensor, TensorSpec};
 use modelhost_core::version::{Model, Version};
 use serde_json::{Map, Value, json};
 
 use crate::json::{Reader, write_string};
 use crate::json_named::{read_columns, read_instances, sticky_value};
-use crate::json_tensor::write_nested;
+use crate::json_tensor::Writing;
+use crate::out::Out;
 use crate::table::widths;
 
 /// The one signature that every model has here.
@@ -28,13 +30,14 @@ pub enum Layout {
 }
 
 /// Reads a predict request. Errors: invalid argument naming row, input and field, and when not exactly one of `instances` and
-/// `inputs` is there; not found, for another signature than the default.
+/// `inputs` is there; not found, for another signature than the default; resource exhausted.
 pub fn decode(
     body: &Bytes,
     version: &Version,
     sticky_field: Option<&str>,
+    room: &Room,
 ) -> Result<(InferRequest, Layout), Error> {
-    let mut reader = Reader::new(body);
+    let mut reader = Reader::new(body, room);
     let mut found: Option<(Vec<Tensor>, Layout)> = None;
     let once = |found: &Option<_>| {
         if found.is_none() {
@@ -45,7 +48,7 @@ pub fn decode(
     };
     reader.object(|reader, key| match &*key {
         "signature_name" => {
-            let name = reader.string()?;
+            let name = reader.name()?;
             if name.is_empty() || name == SIGNATURE {
                 return Ok(());
             }
@@ -70,14 +73,15 @@ pub fn decode(
 }
 
 /// Writes a predict response. A single output goes without its name; outputs named `…_bytes` are base64. Non-finite numbers are the
-/// bare tokens. Errors: plugin fault, when rows are wanted and the outputs have different numbers of them.
-pub fn encode(outputs: &[Tensor], layout: Layout) -> Result<Vec<u8>, Error> {
+/// bare tokens. Errors: plugin fault, when rows are wanted and the outputs have different numbers of them; resource exhausted.
+pub fn encode(outputs: &[Tensor], layout: Layout, room: &Room) -> Result<Bytes, Error> {
     let bytes: usize = outputs.iter().map(|output| output.data().len()).sum();
-    let mut out = Vec::with_capacity(64 + bytes * 3);
+    let mut out = Out::new(room, bytes.saturating_mul(3).saturating_add(64));
+    let mut values: Vec<_> = outputs.iter().map(|output| (output.name(), Writing::widened(output))).collect();
     match layout {
         Layout::Columns => {
             out.extend_from_slice(b"{\"outputs\":");
-            write_value(&mut out, outputs, None)?;
+            write_value(&mut out, &mut values, Writing::nested)?;
         }
         Layout::Rows => {
             let (rows, _) = widths(outputs)?;
@@ -86,26 +90,31 @@ pub fn encode(outputs: &[Tensor], layout: Layout) -> Result<Vec<u8>, Error> {
                 if row > 0 {
                     out.push(b',');
                 }
-                write_value(&mut out, outputs, Some(row))?;
+                write_value(&mut out, &mut values, Writing::row)?;
             }
             out.push(b']');
         }
     }
     out.push(b'}');
-    Ok(out)
+    out.finish()
 }
 
-/// One row of every output, or all of them.
-fn write_value(out: &mut Vec<u8>, outputs: &[Tensor], row: Option<usize>) -> Result<(), Error> {
-    let is_b64 = |output: &Tensor| output.name().ends_with("_bytes");
-    if let [only] = outputs {
-        return write_nested(out, only, row, is_b64(only));
+/// Writes of every output what `write` does.
+fn write_value<'a>(
+    out: &mut Out<'_>,
+    outputs: &mut [(&str, Writing<'a>)],
+    write: impl Fn(&mut Writing<'a>, &mut Out<'_>, bool) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let is_b64 = |name: &str| name.ends_with("_bytes");
+    out.check()?;
+    if let [(name, only)] = outputs {
+        return write(only, out, is_b64(name));
     }
-    for (at, output) in outputs.iter().enumerate() {
+    for (at, (name, output)) in outputs.iter_mut().enumerate() {
         out.push(if at == 0 { b'{' } else { b',' });
-        write_string(out, output.name());
+        write_string(out, name);
         out.push(b':');
-        write_nested(out, output, row, is_b64(output))?;
+        write(output, out, is_b64(name))?;
     }
     out.push(b'}');
     Ok(())
@@ -183,8 +192,8 @@ pub fn refuse_verb(verb: &str) -> Error {
 }
 
 /// The value that a policy which is sticky by `field` goes by: of the first row, or of a parameter.
-pub fn first_field(body: &[u8], field: &str) -> Option<Vec<u8>> {
-    sticky_value(body, field)
+pub fn first_field(body: &[u8], field: &str, room: &Room) -> Option<Vec<u8>> {
+    sticky_value(body, field, room)
 }
 
 #[cfg(test)]

@@ -7,9 +7,11 @@ use async_compression::tokio::bufread::{
     GzipDecoder, GzipEncoder, Lz4Decoder, Lz4Encoder, ZlibDecoder, ZlibEncoder, ZstdDecoder, ZstdEncoder,
 };
 use async_compression::zstd::DParameter;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap};
+use modelhost_core::budget::Charge;
 use modelhost_core::error::{Error, ErrorCode};
+use modelhost_core::room::Room;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt};
 
 /// The largest window that a zstd stream may ask for is 2 to this power: 8 MiB, the bound of RFC 9659.
@@ -22,7 +24,7 @@ pub(crate) const WORKSPACE: usize = (1 << ZSTD_WINDOW) + (1 << 20);
 const READ: usize = 64 << 10;
 
 /// A content coding. RFC 9110, 8.4.1; lz4 frames are what Practicus clients send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Coding {
     Gzip,
     /// The zlib format, which HTTP calls deflate.
@@ -33,6 +35,9 @@ pub(crate) enum Coding {
 
 /// Most preferred first, where a client accepts several alike.
 const CODINGS: [Coding; 4] = [Coding::Zstd, Coding::Gzip, Coding::Deflate, Coding::Lz4];
+
+/// Offers of a client that are looked at: there are few codings.
+const OFFERS: usize = 32;
 
 /// Answers smaller than this go out as they are: compressing them saves no packet.
 const COMPRESS_FROM: usize = 1024;
@@ -81,24 +86,17 @@ impl Coding {
 
     /// The coding that the client prefers for the response, if any.
     pub(crate) fn for_response(headers: &HeaderMap) -> Option<Self> {
-        let mut best: Option<(Self, f32)> = None;
-        for coding in CODINGS {
-            let mut quality = None;
-            for offer in headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok()) {
-                for offer in offer.split(',') {
-                    let (name, parameters) = offer.split_once(';').unwrap_or((offer, ""));
-                    if Self::parse(name.trim()) == Some(coding) {
-                        let weight = parameters.trim().strip_prefix("q=");
-                        quality = Some(weight.map_or(1.0, |weight| weight.parse().unwrap_or(0.0)));
-                    }
-                }
-            }
-            if let Some(quality) = quality.filter(|quality| *quality > 0.0)
-                && best.is_none_or(|(_, best)| quality > best)
-            {
-                best = Some((coding, quality));
-            }
-        }
+        let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+        let offers = values.flat_map(|value| value.split(',')).take(OFFERS).filter_map(|offer| {
+            let (name, parameters) = offer.split_once(';').unwrap_or((offer, ""));
+            let weight = parameters.trim().strip_prefix("q=");
+            let quality: f32 = weight.map_or(1.0, |weight| weight.parse().unwrap_or(0.0));
+            Some((Self::parse(name.trim())?, quality)).filter(|(_, quality)| *quality > 0.0)
+        });
+        let rank = |coding| CODINGS.iter().position(|known| *known == coding);
+        let best = offers.max_by(|(a, quality), (b, other)| {
+            quality.total_cmp(other).then_with(|| rank(*b).cmp(&rank(*a)))
+        });
         best.map(|(coding, _)| coding)
     }
 
@@ -130,17 +128,17 @@ impl Coding {
         }
     }
 
-    /// Compresses a whole response; one that is too small to gain is left, and so `None`.
-    pub(crate) async fn compress(self, plain: &Bytes) -> Option<Bytes> {
+    /// Compresses a whole response, which `charge` grows with. One that is too small to gain is left, and one that finds no room: `None`.
+    pub(crate) async fn compress(self, plain: &Bytes, charge: Charge) -> Option<(Bytes, Charge)> {
         if plain.len() < COMPRESS_FROM {
             return None;
         }
-        let mut coded = BytesMut::with_capacity(plain.len() / 2);
+        let (room, mut coded) = (Room::of(charge), Vec::new());
         let mut encoder = self.encoder(io::Cursor::new(plain.clone()));
         loop {
-            coded.reserve(READ);
+            room.reserve(&mut coded, READ.min(plain.len())).ok()?;
             match encoder.read_buf(&mut coded).await {
-                Ok(0) => return Some(coded.freeze()),
+                Ok(0) => return Some((room.finish(coded), room.into_charge())),
                 Ok(_) => tokio::task::consume_budget().await,
                 Err(_) => return None, // from memory to memory: it goes out uncompressed
             }
@@ -151,6 +149,7 @@ impl Coding {
 #[cfg(test)]
 mod tests {
     use hyper::header::HeaderValue;
+    use modelhost_core::budget::ByteBudget;
 
     use super::*;
 
@@ -164,22 +163,30 @@ mod tests {
             ("gzip;q=0, identity", None),
             ("lz4", Some(Coding::Lz4)),
             ("br", None),
+            ("deflate, gzip", Some(Coding::Gzip)),
         ] {
             let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(accept))]);
             assert_eq!(Coding::for_response(&headers), expected, "{accept}");
         }
+        let many = format!("{}gzip", "br,".repeat(OFFERS));
+        let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_str(&many).unwrap())]);
+        assert_eq!(Coding::for_response(&headers), None);
     }
 
     #[tokio::test]
     async fn every_coding_gives_back_what_it_took() {
         let plain = Bytes::from("a line of text\n".repeat(1000));
+        let budget = ByteBudget::new("this host", 1 << 20);
         for coding in CODINGS {
-            let coded = coding.compress(&plain).await.unwrap();
-            assert!(coded.len() < plain.len() / 4, "{coding:?}");
+            let (coded, charge) = coding.compress(&plain, budget.charge()).await.unwrap();
+            assert!(coded.len() < plain.len() / 4 && charge.bytes() >= coded.len() as u64, "{coding:?}");
             let mut back = Vec::new();
             coding.decoder(io::Cursor::new(coded)).read_to_end(&mut back).await.unwrap();
             assert_eq!(back, plain, "{coding:?}");
         }
-        assert_eq!(Coding::Gzip.compress(&Bytes::from_static(b"small")).await, None);
+        assert_eq!(budget.used(), 0);
+        assert!(Coding::Gzip.compress(&Bytes::from_static(b"small"), budget.charge()).await.is_none());
+        let full = ByteBudget::new("this host", 100);
+        assert!(Coding::Gzip.compress(&plain, full.charge()).await.is_none());
     }
 }

@@ -2,6 +2,7 @@
 
 mod admin;
 mod answer;
+mod aside;
 mod body;
 mod coding;
 mod config;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, VARY};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap, HeaderValue, VARY};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use modelhost_core::error::{Error, ErrorCode};
@@ -17,10 +17,10 @@ use modelhost_protocol::page::Outcome;
 use modelhost_protocol::{mlflow, oip_rest, status};
 use modelhost_serving::{Serving, Target};
 use modelhost_telemetry::{Metrics, Traces};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::answer::{self, PAGE_POLICY, body, json, refuse, shown, wrong_method};
-use crate::body::{Bounds, ResponseBody, bytes_of, charged, collect, drain, send, whole};
+use crate::aside::{Aside, Document, Key};
+use crate::body::{Bounds, ResponseBody, bytes_of, charged, collect, drain, send};
 use crate::coding::Coding;
 use crate::control::{is_form, wants_html};
 use crate::dialects::{HTML, Mlflow, Oip, Records, TfServing};
@@ -29,37 +29,11 @@ use crate::pipeline::{self, Dialect};
 use crate::route::Route;
 use crate::watch::{Patience, Watch};
 
-/// Largest body of a request that is no prediction.
-pub(crate) const MAX_CONTROL_BYTES: usize = 1 << 20;
+/// Largest body of a request that is no prediction. It is read on the server's threads, into a tree.
+pub(crate) const MAX_CONTROL_BYTES: usize = 64 << 10;
 
-/// Lists and pages that are made at once. What they take grows with what the host holds, so they are made beside the server's threads.
-const ASIDE_AT_ONCE: usize = 2;
-
-/// Requests for lists and pages that wait meanwhile.
-const ASIDE_WAITING: usize = 1024;
-
-/// Places for what is made beside the server's threads.
-pub(crate) struct Aside {
-    all: Semaphore,
-    made: Semaphore,
-}
-
-impl Aside {
-    /// A place, once one is free. Errors: resource exhausted, when too many wait.
-    async fn place(&self) -> Result<[SemaphorePermit<'_>; 2], Error> {
-        let busy =
-            |_| Error::new(ErrorCode::ResourceExhausted, "too many lists and pages are asked for at once");
-        let waits = self.all.try_acquire().map_err(busy)?;
-        let made = self.made.acquire().await.map_err(|error| Error::internal(error.to_string()))?;
-        Ok([waits, made])
-    }
-}
-
-impl Default for Aside {
-    fn default() -> Self {
-        Self { all: Semaphore::new(ASIDE_AT_ONCE + ASIDE_WAITING), made: Semaphore::new(ASIDE_AT_ONCE) }
-    }
-}
+/// What is as long as this is compressed only where it grows no other's time.
+const COMPRESS_UP_TO: usize = 64 << 10;
 
 /// What the public port serves from.
 pub(crate) struct Public {
@@ -138,12 +112,10 @@ impl Public {
             Route::Model(target) if !reads => self.short(target, call).await,
             route => {
                 let until = call.exchange.deadline.instant();
-                let late =
-                    |_| Error::new(ErrorCode::DeadlineExceeded, "the host was too busy with others' lists");
-                let answer = tokio::time::timeout_at(until.into(), self.control(route, call))
-                    .await
-                    .map_err(late)??;
-                Ok(compressed(answer, &call.head.headers).await)
+                let late = |_| Error::new(ErrorCode::DeadlineExceeded, "it was not done in time");
+                let answer = tokio::time::timeout_at(until.into(), self.control(route, call));
+                let answer = answer.await.map_err(late)??;
+                Ok(self.compressed(answer, &call.head.headers).await)
             }
         }
     }
@@ -204,9 +176,34 @@ impl Public {
             Err(error) => shown(&error, &call.exchange.request_id),
         };
         let status = StatusCode::from_u16(status::http(error.code)).unwrap_or_default();
-        let page = self.aside(move || form.page(&version, &Outcome::Failed(&error))).await?;
-        let mut response = answer::page(body(HTML, page), PAGE_POLICY);
+        // Nobody else's: it shows what was filled in.
+        let name = format!("failure {:032x}", fastrand::u128(..));
+        let page = move || Ok(form.page(&version, &Outcome::Failed(&error))?.into());
+        let mut response = answer::page(self.document(call, HTML, name, page).await?, PAGE_POLICY);
         *response.status_mut() = status;
+        Ok(response)
+    }
+
+    /// Answers with what is made aside. `name` tells documents apart that are made of different things.
+    pub(crate) async fn document(
+        &self,
+        call: &Call,
+        media_type: &'static str,
+        name: String,
+        work: impl FnOnce() -> Result<Bytes, Error> + Send + 'static,
+    ) -> Answer {
+        let accepts = Coding::for_response(&call.head.headers);
+        let made = self.aside.make(Key { name, accepts }, call.exchange.deadline.instant(), work).await?;
+        let Document { bytes, coding } = made;
+        // The document's bytes have their charge.
+        let mut response = Response::new(charged(bytes, self.serving.bodies().charge()));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        if accepts.is_some() {
+            response.headers_mut().insert(VARY, HeaderValue::from_static("accept-encoding"));
+        }
+        if let Some(coding) = coding {
+            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(coding.as_str()));
+        }
         Ok(response)
     }
 
@@ -221,15 +218,32 @@ impl Public {
         }
     }
 
-    /// Makes what grows with what the host holds, beside the server's threads. Errors: as the work's; resource exhausted,
-    /// when too many wait; internal.
-    pub(crate) async fn aside<T: Send + 'static>(
+    /// Compresses a short answer that is no prediction, if the caller wants that. Long ones are made aside, and compressed there.
+    async fn compressed(
         &self,
-        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let _place = self.aside.place().await?;
-        let done = tokio::task::spawn_blocking(work).await;
-        done.map_err(|error| Error::internal(format!("what was made aside did not end: {error}")))?
+        response: Response<ResponseBody>,
+        headers: &HeaderMap,
+    ) -> Response<ResponseBody> {
+        let Some(coding) = Coding::for_response(headers) else { return response };
+        let done = [CONTENT_ENCODING, VARY].iter().any(|name| response.headers().contains_key(name));
+        let (mut head, body) = response.into_parts();
+        let body = match body {
+            ResponseBody::Whole(body, charge)
+                if !done && body.size_hint().upper() < Some(COMPRESS_UP_TO as u64) =>
+            {
+                let plain = bytes_of(body);
+                head.headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+                match coding.compress(&plain, self.serving.bodies().charge()).await {
+                    Some((coded, charge)) => {
+                        head.headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.as_str()));
+                        charged(coded, charge)
+                    }
+                    None => ResponseBody::Whole(plain.into(), charge),
+                }
+            }
+            body => body,
+        };
+        Response::from_parts(head, body)
     }
 
     /// The body of a request that is no prediction.
@@ -287,41 +301,7 @@ fn respond(answer: pipeline::Answer, negotiated: bool) -> Response<ResponseBody>
     response
 }
 
-/// Compresses an answer that is no prediction, if the caller wants that.
-async fn compressed(response: Response<ResponseBody>, headers: &HeaderMap) -> Response<ResponseBody> {
-    let Some(coding) = Coding::for_response(headers) else { return response };
-    if response.headers().contains_key(CONTENT_ENCODING) {
-        return response;
-    }
-    let (mut head, body) = response.into_parts();
-    let ResponseBody::Whole(body, _) = body else { return Response::from_parts(head, body) };
-    let plain = bytes_of(body);
-    head.headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
-    let Some(coded) = coding.compress(&plain).await else { return Response::from_parts(head, whole(plain)) };
-    head.headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.as_str()));
-    head.headers.remove(CONTENT_LENGTH);
-    Response::from_parts(head, whole(coded))
-}
-
 /// The start of what a caller said, for a message.
 fn excerpt(text: &str) -> &str {
     text.get(..text.floor_char_boundary(200)).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn the_line_for_lists_is_bounded() {
-        let aside = Aside::default();
-        let made = [aside.place().await.unwrap(), aside.place().await.unwrap()];
-        let mut waiting: Vec<_> = (0..ASIDE_WAITING).map(|_| Box::pin(aside.place())).collect();
-        for place in &mut waiting {
-            assert!(futures_util::poll!(place).is_pending());
-        }
-        assert_eq!(aside.place().await.unwrap_err().code, ErrorCode::ResourceExhausted);
-        drop(made);
-        assert!(waiting.remove(0).await.is_ok());
-    }
 }

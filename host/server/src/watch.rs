@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use modelhost_core::budget::{ByteBudget, Charge};
 use modelhost_core::error::{Error, ErrorCode};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 
 use self::pace::Held;
@@ -30,6 +30,9 @@ const WAITING: usize = 48 << 10;
 
 /// How long the reset of a stream may take to free what was to be read of it. Then the connection is cut.
 const RESET: Duration = Duration::from_secs(2);
+
+/// Calls for health and reflection that one connection may have open: a watch of the host's health never ends.
+const SMALL_CALLS: usize = 8;
 
 /// How long clients may take.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +76,8 @@ pub(crate) struct Connection {
     /// A client has moved bytes of a request since the last look.
     has_moved: AtomicBool,
     shared: Arc<Shared>,
+    /// Places of calls for health and reflection.
+    small_calls: Arc<Semaphore>,
 }
 
 struct State {
@@ -190,7 +195,8 @@ impl State {
 impl Connection {
     fn new(shared: Arc<Shared>) -> Arc<Self> {
         let (state, told) = (Mutex::new(State::new(Instant::now())), Notify::new());
-        Arc::new(Self { state, told, has_moved: AtomicBool::new(false), shared })
+        let small_calls = Arc::new(Semaphore::new(SMALL_CALLS));
+        Arc::new(Self { state, told, has_moved: AtomicBool::new(false), shared, small_calls })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -283,6 +289,11 @@ impl Watch {
         state.open += 1;
         state.head = None;
         Open(Arc::clone(self))
+    }
+
+    /// Its connection's places for calls for health and reflection.
+    pub(crate) fn small_calls(&self) -> &Arc<Semaphore> {
+        &self.connection.small_calls
     }
 
     /// For what it holds before anybody knows which deployment's it is.

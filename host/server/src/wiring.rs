@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::Request;
 use hyper::body::Incoming;
@@ -25,11 +25,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::aside::{Aside, Key};
 use crate::config::Config;
 use crate::grpc::Services;
 use crate::guard::{self, Allowed, Asked};
 use crate::listen::{Listener, WIDE_AT_ONCE, bind};
-use crate::public::{Aside, Public};
+use crate::public::Public;
 use crate::watch::{Connections, Room, Shared};
 use crate::{admin, data, system};
 
@@ -111,6 +112,7 @@ impl Server {
             host_instances: config.instances,
             max_blob_bytes: config.max_blob_bytes,
             intake: Intake::new(Duration::from_millis(config.request_timeout_ms)),
+            aside: aside(&serving, Duration::from_millis(config.request_timeout_ms)),
         });
         let public = Arc::new(Public {
             serving: Arc::clone(&serving),
@@ -123,7 +125,7 @@ impl Server {
             request_timeout: Duration::from_millis(config.request_timeout_ms),
             patience: config.patience(),
             repository_control: config.repository_control,
-            aside: Aside::default(),
+            aside: Aside::new(Arc::clone(serving.bodies())),
             draining: AtomicBool::new(false),
         });
         let server = Self::listen(&config, public, admin, catalog, lock).await?;
@@ -172,7 +174,7 @@ impl Server {
                 }
             })
         };
-        let handle_admin = admin::service(admin, config.allowed(admin_address)?);
+        let handle_admin = admin::service(admin, Arc::clone(&public), config.allowed(admin_address)?);
         let mut listeners = Vec::new();
         let mut grpc_address = None;
         if let Some(address) = config.grpc_listen {
@@ -263,6 +265,19 @@ fn store_runtimes(blobs: &Blobs, dir: &Path) -> Result<BTreeMap<String, Digest>,
         runtimes.insert(name.to_owned(), blobs.put(&content)?);
     }
     Ok(runtimes)
+}
+
+/// Operators' lists have places of their own, which no caller of the public port takes.
+fn aside(serving: &Serving, time: Duration) -> Box<modelhost_admin::MakeAside> {
+    let aside = Arc::new(Aside::new(Arc::clone(serving.bodies())));
+    Box::new(move |name, work| {
+        let aside = Arc::clone(&aside);
+        Box::pin(async move {
+            let until = Instant::now() + time;
+            let made = aside.make(Key { name, accepts: None }, until, move || Ok(work()?.into())).await?;
+            Ok(made.bytes)
+        })
+    })
 }
 
 fn comparisons(metrics: Arc<Metrics>) -> Box<modelhost_admin::CountComparisons> {

@@ -41,3 +41,4 @@ pub use lifecycle::{Config, Serving};
 pub use mirror::compare;
 pub use repository::Availability;
 pub use resolve::{Admitted, Answer, Desk, Resolved, Target};
+pub use threads::less_urgent;

@@ -83,6 +83,8 @@ pub(crate) type Table = HashMap<ModelName, Arc<Route>>;
 pub(crate) struct Route {
     pub(crate) model: Arc<Model>,
     pub(crate) seed: u64,
+    /// Of the widest table that a version takes.
+    pub(crate) columns: usize,
     slots: BTreeMap<ModelVersion, Arc<Slot>>,
 }
 
@@ -199,7 +201,9 @@ impl Serving {
             Some((*number, slot))
         };
         let slots = model.versions.iter().map(slot).collect::<Option<_>>()?;
-        Some(Route { model: Arc::clone(model), seed: routing::seed(model.name.as_str()), slots })
+        let tables = model.versions.values().filter_map(|version| version.report.signature.table());
+        let columns = tables.map(|table| table.columns.len()).max().unwrap_or(0);
+        Some(Route { model: Arc::clone(model), seed: routing::seed(model.name.as_str()), columns, slots })
     }
 
     fn new_slot(

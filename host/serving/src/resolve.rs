@@ -141,6 +141,11 @@ impl Admitted {
         self.route.model.policy.as_ref().and_then(|policy| policy.sticky())
     }
 
+    /// How wide a row may be: the most columns of a table that one of the model's versions takes.
+    pub fn columns(&self) -> usize {
+        self.route.columns
+    }
+
     /// A charge for the request's bytes.
     pub fn charge(&self) -> Charge {
         self.pool.bodies.charge()

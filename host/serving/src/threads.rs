@@ -111,7 +111,7 @@ impl Threads {
         // idle.
         let mut loading = Builder::new_current_thread();
         loading.max_blocking_threads(LOADING_AT_ONCE).thread_name(format!("load-{}", self.name));
-        let build = |builder: &mut Builder| builder.on_thread_start(less_urgent).build();
+        let build = |builder: &mut Builder| builder.on_thread_start(|| less_urgent(NICE)).build();
         let started = build(&mut running)
             .and_then(|running| match build(&mut loading) {
                 Ok(loading) => Ok(Started { running, loading }),
@@ -135,9 +135,10 @@ struct Started {
     loading: Runtime,
 }
 
-fn less_urgent() {
-    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-        tracing::warn!(%error, "a deployment's threads are as urgent as the server's");
+/// Makes the thread that calls it less urgent than the server's, by so much (`nice`).
+pub fn less_urgent(by: i32) {
+    if let Err(error) = rustix::process::setpriority_process(None, by) {
+        tracing::warn!(%error, "a thread is as urgent as the server's");
     }
 }
 

@@ -4,12 +4,12 @@ use super::*;
 use crate::testing::{fp32, version};
 
 fn read(file: &[u8], size: usize) -> Result<Vec<u8>, String> {
-    let version = version();
+    let (version, room) = (version(), Room::unbounded());
     let mut decoder = Decoder::new(&version, Some("user")).unwrap();
     let mut data = Vec::new();
     for piece in file.chunks(size).chain([&[][..]]) {
-        decoder.feed(piece).map_err(|error| error.message)?;
-        if let Some(request) = decoder.take().unwrap() {
+        decoder.feed(piece, &room).map_err(|error| error.message)?;
+        if let Some(request) = decoder.take(&room).unwrap() {
             data.extend_from_slice(request.inputs[0].data());
         }
     }
@@ -45,8 +45,8 @@ fn names_record_and_field() {
     check("age\n1\nx\n", Err("record 1, field \"age\": \"x\" is not a number"));
     check("purpose\ncar\n", Err("record 0, field \"age\": is missing"));
     check("age,purpose\n1,boat\n", Err("record 0, field \"purpose\": \"boat\" is not one of"));
-    check("age,purpose\n1\n", Err("record 0, has 1 of 2 fields"));
-    check("age\n1,2\n", Err("record 0, has more than 1 fields"));
+    check("age,purpose\n1\n", Err("record 0: has 1 of 2 fields"));
+    check("age\n1,2\n", Err("record 0: has more than 1 fields"));
     check(&format!("age\n{}", "1".repeat(100_000)), Err("longer than"));
 }
 
@@ -63,7 +63,8 @@ fn writes_a_column_for_each_value() {
     let texts =
         Tensor::new("t".into(), DType::Bytes, vec![2], b"\x03\0\0\0a\"b\0\0\0\0".to_vec().into()).unwrap();
     let outputs = [fp32("p", &[2, 2], &[0.5, 1.0, f32::NAN, f32::INFINITY]), texts];
-    let written = String::from_utf8(encode(&version(), &outputs, true).unwrap()).unwrap();
+    let written =
+        String::from_utf8(encode(&version(), &outputs, true, &Room::unbounded()).unwrap().to_vec()).unwrap();
     assert_eq!(written, "p_0,p_1,t\n0.5,1.0,\"a\"\"b\"\n,Infinity,\n");
 }
 

@@ -2,7 +2,8 @@ use super::*;
 use crate::testing::{fp32, version};
 
 fn wrong(body: &str, expected: &str) {
-    let error = decode(&Bytes::copy_from_slice(body.as_bytes()), &version(), None).unwrap_err();
+    let error =
+        decode(&Bytes::copy_from_slice(body.as_bytes()), &version(), None, &Room::unbounded()).unwrap_err();
     assert!(error.message.contains(expected), "{error}");
 }
 
@@ -15,14 +16,15 @@ fn exactly_one_form_is_read() {
     wrong(r#"{"messages":[]}"#, "for language models");
     wrong(r#"{"dataframe_split":{"columns":["age"]}}"#, "has no \"data\"");
     wrong(r#"{"dataframe_split":{"columns":["height"],"data":[]}}"#, "\"height\": is not a column");
-    wrong(r#"{"dataframe_split":{"columns":["age","purpose"],"data":[[1]]}}"#, "record 0, has 1 of 2 values");
-    wrong(r#"{"dataframe_split":{"columns":["age"],"data":[[1,2]]}}"#, "record 0, has more than 1 values");
+    wrong(r#"{"dataframe_split":{"columns":["age","age"],"data":[]}}"#, "\"age\" stands twice");
+    wrong(r#"{"dataframe_split":{"columns":["age","purpose"],"data":[[1]]}}"#, "record 0: has 1 of 2 values");
+    wrong(r#"{"dataframe_split":{"columns":["age"],"data":[[1,2]]}}"#, "record 0: has more than 1 values");
 }
 
 #[test]
 fn parameters_reach_the_model() {
     let body = Bytes::from_static(br#"{"params":{"seed":7},"instances":[[1,0]]}"#);
-    let request = decode(&body, &version(), None).unwrap();
+    let request = decode(&body, &version(), None, &Room::unbounded()).unwrap();
     assert_eq!(request.parameters, [("seed".into(), Parameter::Int(7))]);
 }
 
@@ -48,6 +50,6 @@ fn other_content_types_are_refused() {
 #[test]
 fn predictions_are_records() {
     let outputs = [fp32("p", &[2], &[0.5, 1.0]), fp32("q", &[2, 2], &[1.0, 2.0, 3.0, 4.0])];
-    let written = String::from_utf8(encode(&outputs).unwrap()).unwrap();
+    let written = String::from_utf8(encode(&outputs, &Room::unbounded()).unwrap().to_vec()).unwrap();
     assert_eq!(written, r#"{"predictions":[{"p":0.5,"q":[1.0,2.0]},{"p":1.0,"q":[3.0,4.0]}]}"#);
 }

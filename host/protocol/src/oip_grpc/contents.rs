@@ -2,13 +2,14 @@
 
 use bytes::Bytes;
 use modelhost_core::error::Error;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::{DType, Tensor};
 
 use super::pb::InferTensorContents;
 
 /// The elements as little-endian bytes. Errors: invalid argument, when another field than the datatype's has elements, or one does
-/// not fit the datatype.
-pub(super) fn read(dtype: DType, contents: InferTensorContents) -> Result<Bytes, Error> {
+/// not fit the datatype; resource exhausted.
+pub(super) fn read(dtype: DType, contents: InferTensorContents, room: &Room) -> Result<Bytes, Error> {
     let lengths = [
         ("bool_contents", contents.bool_contents.len()),
         ("int_contents", contents.int_contents.len()),
@@ -25,24 +26,25 @@ pub(super) fn read(dtype: DType, contents: InferTensorContents) -> Result<Bytes,
     if let Some((other, _)) = lengths.iter().find(|(name, length)| *length > 0 && *name != field) {
         return Err(Error::invalid(format!("{dtype} elements belong in {field}, {other} came")));
     }
-    let outside = |value: i64| Error::invalid(format!("{value} is no {dtype}"));
+    let count = lengths.iter().map(|(_, length)| length).sum::<usize>();
+    let texts = contents.bytes_contents.iter().map(|element| element.len() + size_of::<u32>()).sum();
+    let mut bytes = Vec::new();
+    room.reserve(&mut bytes, dtype.size().map_or(texts, |size| count * size))?;
     macro_rules! narrow {
-        ($field:ident, $to:ty) => {{
-            let mut bytes = Vec::with_capacity(contents.$field.len() * size_of::<$to>());
+        ($field:ident, $to:ty) => {
             for value in contents.$field {
-                let value = <$to>::try_from(value).map_err(|_| outside(i64::from(value)))?;
-                bytes.extend_from_slice(&value.to_le_bytes());
+                let outside = |error| Error::invalid(format!("{value} is no {dtype}")).because(error);
+                bytes.extend_from_slice(&<$to>::try_from(value).map_err(outside)?.to_le_bytes());
             }
-            bytes
-        }};
+        };
     }
     macro_rules! same {
         ($field:ident) => {
-            contents.$field.iter().flat_map(|value| value.to_le_bytes()).collect()
+            contents.$field.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()))
         };
     }
-    let bytes: Vec<u8> = match dtype {
-        DType::Bool => contents.bool_contents.iter().map(|flag| u8::from(*flag)).collect(),
+    match dtype {
+        DType::Bool => bytes.extend(contents.bool_contents.iter().map(|flag| u8::from(*flag))),
         DType::Int8 => narrow!(int_contents, i8),
         DType::Int16 => narrow!(int_contents, i16),
         DType::Int32 => same!(int_contents),
@@ -54,18 +56,16 @@ pub(super) fn read(dtype: DType, contents: InferTensorContents) -> Result<Bytes,
         DType::Fp32 => same!(fp32_contents),
         DType::Fp64 => same!(fp64_contents),
         DType::Bytes => {
-            let mut bytes = Vec::new();
             for element in &contents.bytes_contents {
-                let length = u32::try_from(element.len())
-                    .map_err(|_| Error::invalid("a BYTES element is longer than 4 GiB"))?;
+                let too_long = |error| Error::invalid("a BYTES element is longer than 4 GiB").because(error);
+                let length = u32::try_from(element.len()).map_err(too_long)?;
                 bytes.extend_from_slice(&length.to_le_bytes());
                 bytes.extend_from_slice(element);
             }
-            bytes
         }
-        DType::Fp16 | DType::Bf16 => Vec::new(),
-    };
-    Ok(bytes.into())
+        DType::Fp16 | DType::Bf16 => {}
+    }
+    Ok(room.finish(bytes))
 }
 
 /// The field that holds a datatype's elements.
@@ -81,6 +81,17 @@ fn field(dtype: DType) -> Option<&'static str> {
         DType::Bytes => "bytes_contents",
         DType::Fp16 | DType::Bf16 => return None,
     })
+}
+
+/// Bytes that [`write`] takes.
+pub(super) fn weight(tensor: &Tensor) -> usize {
+    let bytes = tensor.data().len();
+    match tensor.dtype() {
+        DType::Int8 | DType::Uint8 => bytes * size_of::<u32>(),
+        DType::Int16 | DType::Uint16 => bytes / 2 * size_of::<u32>(),
+        DType::Bytes => bytes / size_of::<u32>() * size_of::<Bytes>(),
+        _ => bytes,
+    }
 }
 
 /// A tensor's elements in the field of its datatype; nothing for FP16 and BF16.

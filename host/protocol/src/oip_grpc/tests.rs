@@ -17,7 +17,7 @@ fn input(
 }
 
 fn check(message: pb::ModelInferRequest, expected: Result<&str, &str>) {
-    match (decode(message), expected) {
+    match (decode(message, &Room::unbounded()), expected) {
         (Ok((request, _)), Ok(expected)) => assert_eq!(format!("{:?}", request.inputs), expected),
         (Err(error), Err(text)) => assert!(error.message.contains(text), "{error}"),
         (came, _) => panic!("gave {came:?}"),
@@ -35,8 +35,10 @@ fn one(input: InferInputTensor, raw: &[&'static [u8]]) -> pb::ModelInferRequest 
 #[test]
 fn typed_and_raw_contents_give_the_same_request() {
     let contents = pb::InferTensorContents { fp32_contents: vec![1.0, 2.0], ..Default::default() };
-    let typed = decode(one(input("x", "FP32", &[2], Some(contents)), &[])).unwrap();
-    let raw = decode(one(input("x", "FP32", &[2], None), &[&[0, 0, 128, 63, 0, 0, 0, 64]])).unwrap();
+    let typed = decode(one(input("x", "FP32", &[2], Some(contents)), &[]), &Room::unbounded()).unwrap();
+    let raw =
+        decode(one(input("x", "FP32", &[2], None), &[&[0, 0, 128, 63, 0, 0, 0, 64]]), &Room::unbounded())
+            .unwrap();
     assert_eq!(typed.0.inputs, raw.0.inputs);
     assert_eq!((typed.1.binary, raw.1.binary), (false, true));
 }
@@ -76,7 +78,7 @@ fn every_datatype_writes_and_reads_back() {
             other => (0..2 * other.size().unwrap_or(1)).map(|at| u8::try_from(at).unwrap() + 60).collect(),
         };
         let tensor = Tensor::new("x".into(), dtype, vec![2], data.into()).unwrap();
-        let back = contents::read(dtype, contents::write(&tensor)).unwrap();
+        let back = contents::read(dtype, contents::write(&tensor), &Room::unbounded()).unwrap();
         assert_eq!(&back, tensor.data(), "{dtype}");
     }
 }
@@ -95,7 +97,7 @@ fn parameters_come_in_the_order_of_their_names() {
         }],
         ..Default::default()
     };
-    let (request, form) = decode(message).unwrap();
+    let (request, form) = decode(message, &Room::unbounded()).unwrap();
     assert_eq!(request.parameters, [("a".into(), Parameter::Float(0.5)), ("b".into(), Parameter::Int(7))]);
     assert_eq!(form.outputs[0].classes, Some(2));
     let message = pb::ModelInferRequest {

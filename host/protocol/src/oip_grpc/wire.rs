@@ -110,26 +110,32 @@ pub fn names(start: &[u8]) -> Names<'_> {
     names
 }
 
-/// Whether the message may be decoded: decoding it takes at most `most` bytes besides those of its own. Errors: too large; invalid argument,
-/// when it has too many entries or is malformed.
-pub(super) fn check(message: &[u8], most: usize) -> Result<(), Error> {
-    let (mut inputs, mut outputs, mut others, mut weight) = (0, 0, 0, 0_usize);
+/// What decoding a message takes besides its own bytes: at most `most`, texts apart. Errors: too large; invalid argument, when it has too many
+/// entries or is malformed.
+pub(super) fn check(message: &[u8], most: usize) -> Result<usize, Error> {
+    let (mut inputs, mut outputs, mut others, mut weight, mut texts) = (0, 0, 0, 0_usize, 0);
     let mut fields = Fields::of(message);
     for (number, value) in fields.by_ref() {
         let Value::Bytes(bytes) = value else { continue };
         match number {
             5 => {
                 inputs += 1;
-                weight = weight.saturating_add(input(bytes)?);
+                let taken = input(bytes)?;
+                weight = weight.saturating_add(taken.weight);
+                texts += taken.texts;
             }
             6 => {
                 outputs += 1;
                 weight += size_of::<pb::model_infer_request::InferRequestedOutputTensor>();
                 others += Fields::of(bytes).filter(|(number, _)| *number == 2).count();
+                texts += bytes.len();
             }
             7 => weight += size_of::<bytes::Bytes>(),
-            4 => others += 1,
-            _ => {}
+            4 => {
+                others += 1;
+                texts += bytes.len();
+            }
+            _ => texts += bytes.len(),
         }
         for (what, count) in [("inputs", inputs), ("outputs", outputs), ("parameters", others)] {
             if count > MAX_ENTRIES {
@@ -146,29 +152,40 @@ pub(super) fn check(message: &[u8], most: usize) -> Result<(), Error> {
         );
         return Err(Error::new(ErrorCode::TooLarge, text));
     }
-    Ok(())
+    Ok(weight + others * MAP_ENTRY + texts)
 }
 
 /// What an input's fields take when they are decoded.
-fn input(message: &[u8]) -> Result<usize, Error> {
-    let mut weight = size_of::<pb::model_infer_request::InferInputTensor>();
+struct Taken {
+    weight: usize,
+    /// Bytes that are copied as they are.
+    texts: usize,
+}
+
+fn input(message: &[u8]) -> Result<Taken, Error> {
+    let (mut weight, mut texts) = (size_of::<pb::model_infer_request::InferInputTensor>(), 0);
     let mut parameters = 0;
     for (number, value) in Fields::of(message) {
         weight = weight.saturating_add(match (number, value) {
             (3, Value::Bytes(packed)) => packed.len().saturating_mul(8),
             (3, Value::Number) => 8,
-            (4, _) => {
+            (4, value) => {
                 parameters += 1;
+                texts += if let Value::Bytes(entry) = value { entry.len() } else { 0 };
                 MAP_ENTRY
             }
             (5, Value::Bytes(contents)) => self::contents(contents),
-            _ => 0,
+            (_, Value::Bytes(text)) => {
+                texts += text.len();
+                0
+            }
+            (_, Value::Number) => 0,
         });
         if parameters > MAX_ENTRIES {
             return Err(Error::invalid(format!("input parameters: more than {MAX_ENTRIES}")));
         }
     }
-    Ok(weight)
+    Ok(Taken { weight, texts })
 }
 
 /// What typed contents take: the elements as the message's fields hold them.
@@ -216,7 +233,7 @@ mod tests {
         let mut message = message();
         change(&mut message);
         match (check(&message.encode_to_vec(), 1 << 20), expected) {
-            (Ok(()), None) => {}
+            (Ok(_), None) => {}
             (Err(error), Some(text)) => assert!(error.message.contains(text), "{error}"),
             (came, _) => panic!("{came:?}"),
         }

@@ -1,14 +1,17 @@
 //! The infer request: JSON, JSON with tensors behind it, or one raw tensor.
 
+use std::num::ParseIntError;
+
 use bytes::Bytes;
 use modelhost_core::error::Error;
 use modelhost_core::infer::{InferRequest, Parameter};
 use modelhost_core::model::Signature;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::{DType, Tensor};
 
 use crate::json::Reader;
 use crate::json_tensor;
-use crate::reply::{OutputForm, ReplyForm, refuse_shared_memory, take_request_parameters};
+use crate::reply::{OutputForm, ReplyForm, check_id, refuse_shared_memory, take_request_parameters};
 
 /// Most inputs or outputs that one request may name.
 const MAX_TENSORS: usize = 1024;
@@ -43,14 +46,16 @@ impl Framing {
 }
 
 /// Reads an inference request; binary tensors are slices of `body`, not copies. `json` is how much of it is JSON.
-/// Errors: invalid argument naming the tensor and what is malformed; unsupported, for shared memory.
-pub fn decode(body: &Bytes, json: usize) -> Result<(InferRequest, ReplyForm), Error> {
+/// Errors: invalid argument naming the tensor and what is malformed; unsupported, for shared memory; resource exhausted.
+pub fn decode(body: &Bytes, json: usize, room: &Room) -> Result<(InferRequest, ReplyForm), Error> {
     let (mut request, mut form) = (InferRequest::default(), ReplyForm::default());
-    let mut reader = Reader::new(body.get(..json).unwrap_or(body));
+    let mut reader = Reader::new(body.get(..json).unwrap_or(body), room);
     let mut binary = body.get(json..).map_or(Bytes::new(), |rest| body.slice_ref(rest));
     reader.object(|reader, key| match &*key {
         "id" => {
-            request.id = Some(reader.string()?.into_owned());
+            let id = reader.text()?;
+            check_id(&id)?;
+            request.id = Some(id);
             Ok(())
         }
         "parameters" => {
@@ -84,8 +89,12 @@ pub fn decode(body: &Bytes, json: usize) -> Result<(InferRequest, ReplyForm), Er
 
 /// Reads a raw request: the whole body is the one input's data, and every output comes back raw.
 /// A first dimension that the byte count leaves open is 1. Source: extension_binary_data.md, "Raw Binary Request".
-/// Errors: invalid argument, when the model has several inputs or the body does not fill the input's shape.
-pub fn decode_raw(body: &Bytes, signature: &Signature) -> Result<(InferRequest, ReplyForm), Error> {
+/// Errors: invalid argument, when the model has several inputs or the body does not fill the input's shape; resource exhausted.
+pub fn decode_raw(
+    body: &Bytes,
+    signature: &Signature,
+    room: &Room,
+) -> Result<(InferRequest, ReplyForm), Error> {
     let [spec] = signature.inputs.as_slice() else {
         let count = signature.inputs.len();
         return Err(Error::invalid(format!(
@@ -107,7 +116,9 @@ pub fn decode_raw(body: &Bytes, signature: &Signature) -> Result<(InferRequest, 
     let (count, data) = match spec.dtype.size() {
         Some(size) => (body.len() as u64 / size as u64, body.clone()),
         None => {
-            let length = u32::try_from(body.len()).map_err(|_| wrong("is longer than 4 GiB".into()))?;
+            let length = u32::try_from(body.len());
+            let length = length.map_err(|error| wrong("is longer than 4 GiB".into()).because(error))?;
+            room.take(body.len() + size_of::<u32>())?;
             (1, [&length.to_le_bytes(), &**body].concat().into())
         }
     };
@@ -132,7 +143,7 @@ struct Input {
 }
 
 enum Data {
-    Read(Vec<u8>),
+    Read(Bytes),
     /// Stands here in the JSON.
     At(usize),
 }
@@ -141,15 +152,19 @@ enum Data {
 fn read_tensor(reader: &mut Reader<'_>, at: usize, binary: &mut Bytes) -> Result<Tensor, Error> {
     let mut input = Input::default();
     let read = reader.object(|reader, key| input.read(reader, &key));
-    let finished = read.and_then(|()| input.finish(reader, binary));
-    finished.map_err(|error| input.name_it(at, error))
+    let parts = read.and_then(|()| input.finish(reader, binary)).map_err(|error| match &input.name {
+        Some(name) => error.within(format_args!("input {name:?}")),
+        None => error.within(format_args!("input number {at}")),
+    });
+    let (name, dtype, shape, data) = parts?;
+    Tensor::new(name, dtype, shape, data)
 }
 
 impl Input {
     fn read(&mut self, reader: &mut Reader<'_>, key: &str) -> Result<(), Error> {
         match key {
-            "name" => self.name = Some(reader.string()?.into_owned()),
-            "datatype" => self.dtype = Some(DType::parse(&reader.string()?)?),
+            "name" => self.name = Some(reader.name()?.into_owned()),
+            "datatype" => self.dtype = Some(DType::parse(&reader.name()?)?),
             "shape" => self.shape = Some(read_shape(reader)?),
             "parameters" => {
                 for (name, value) in reader.parameters()? {
@@ -161,10 +176,8 @@ impl Input {
             }
             "data" => {
                 let position = reader.position();
-                self.data = Some(match (&self.name, self.dtype, &self.shape) {
-                    (Some(name), Some(dtype), Some(shape)) => {
-                        Data::Read(json_tensor::read(reader, name, dtype, shape)?)
-                    }
+                self.data = Some(match (self.dtype, &self.shape) {
+                    (Some(dtype), Some(shape)) => Data::Read(json_tensor::read(reader, dtype, shape)?),
                     _ => {
                         reader.skip()?;
                         Data::At(position)
@@ -176,7 +189,11 @@ impl Input {
         Ok(())
     }
 
-    fn finish(&mut self, reader: &Reader<'_>, binary: &mut Bytes) -> Result<Tensor, Error> {
+    fn finish(
+        &mut self,
+        reader: &Reader<'_>,
+        binary: &mut Bytes,
+    ) -> Result<(String, DType, Vec<u64>, Bytes), Error> {
         let missing = |key: &str| Error::invalid(format!("has no {key:?}"));
         let name = self.name.clone().ok_or_else(|| missing("name"))?;
         let dtype = self.dtype.ok_or_else(|| missing("datatype"))?;
@@ -186,10 +203,8 @@ impl Input {
                 return Err(Error::invalid("has \"data\" and \"binary_data_size\", not one of them"));
             }
             (None, None) => return Err(missing("data")),
-            (Some(Data::Read(data)), None) => data.into(),
-            (Some(Data::At(position)), None) => {
-                json_tensor::read(&mut reader.at(position), &name, dtype, &shape)?.into()
-            }
+            (Some(Data::Read(data)), None) => data,
+            (Some(Data::At(position)), None) => json_tensor::read(&mut reader.at(position), dtype, &shape)?,
             (None, Some(size)) if size <= binary.len() => binary.split_to(size),
             (None, Some(size)) => {
                 let left = binary.len();
@@ -198,16 +213,7 @@ impl Input {
                 )));
             }
         };
-        Tensor::new(name, dtype, shape, data)
-    }
-
-    /// Says which input it was, unless the message does.
-    fn name_it(&self, at: usize, error: Error) -> Error {
-        match &self.name {
-            Some(name) if error.message.contains(&format!("{name:?}")) => error,
-            Some(name) => Error::new(error.code, format!("input {name:?}: {}", error.message)),
-            None => Error::new(error.code, format!("input number {at}: {}", error.message)),
-        }
+        Ok((name, dtype, shape, data))
     }
 }
 
@@ -223,8 +229,10 @@ fn read_shape(reader: &mut Reader<'_>) -> Result<Vec<u64>, Error> {
     let mut shape = Vec::new();
     reader.array(|reader| {
         let text = reader.number()?;
-        let dim =
-            text.parse().map_err(|_| Error::invalid(format!("shape: {text} is not a dimension from 0")))?;
+        let wrong = |error: ParseIntError| {
+            Error::invalid(format!("shape: {text} is not a dimension from 0")).because(error)
+        };
+        let dim = text.parse().map_err(wrong)?;
         if shape.len() == MAX_RANK {
             return Err(Error::invalid(format!("shape: more than {MAX_RANK} dimensions")));
         }
@@ -238,7 +246,7 @@ fn read_output(reader: &mut Reader<'_>) -> Result<(String, OutputForm), Error> {
     let (mut name, mut form) = (None, OutputForm::default());
     reader.object(|reader, key| {
         match &*key {
-            "name" => name = Some(reader.string()?.into_owned()),
+            "name" => name = Some(reader.name()?.into_owned()),
             "parameters" => {
                 for (parameter, value) in reader.parameters()? {
                     form.set(&parameter, &value)?;
@@ -270,7 +278,8 @@ mod tests {
     }
 
     fn read(body: &str) -> Result<InferRequest, Error> {
-        decode(&Bytes::copy_from_slice(body.as_bytes()), body.len()).map(|(request, _)| request)
+        let bytes = Bytes::copy_from_slice(body.as_bytes());
+        decode(&bytes, body.len(), &Room::unbounded()).map(|(request, _)| request)
     }
 
     #[test]
@@ -332,7 +341,7 @@ mod tests {
     #[test]
     fn binary_data_is_a_slice_of_the_body() {
         let (body, json) = binary([2, 2], &[1, 2, 3, 4]);
-        let (request, _) = decode(&body, json).unwrap();
+        let (request, _) = decode(&body, json, &Room::unbounded()).unwrap();
         let data: Vec<_> = request.inputs.iter().map(|input| input.data().to_vec()).collect();
         assert_eq!(data, [[1, 2], [3, 4]]);
         assert!(body.as_ptr_range().contains(&request.inputs[1].data().as_ptr()));
@@ -347,7 +356,7 @@ mod tests {
             ([usize::MAX / 2, 2], &[1], "more than the 1 bytes left"),
         ] {
             let (body, json) = binary(sizes, tail);
-            let error = decode(&body, json).unwrap_err();
+            let error = decode(&body, json, &Room::unbounded()).unwrap_err();
             assert!(error.message.contains(expected), "{error}");
         }
         let both = r#"{"inputs":[{"name":"x","shape":[1],"datatype":"UINT8","data":[1],"parameters":{"binary_data_size":1}}]}"#;
@@ -375,7 +384,7 @@ mod tests {
     fn raw(dtype: DType, shape: &[Option<u64>], body: &[u8]) -> Result<String, String> {
         let spec = TensorSpec { name: "x".into(), dtype, shape: shape.to_vec(), columns: [].into() };
         let signature = Signature { inputs: vec![spec], outputs: Vec::new() };
-        let decoded = decode_raw(&Bytes::copy_from_slice(body), &signature);
+        let decoded = decode_raw(&Bytes::copy_from_slice(body), &signature, &Room::unbounded());
         decoded.map(|(request, _)| format!("{:?}", request.inputs)).map_err(|error| error.message)
     }
 
@@ -394,7 +403,8 @@ mod tests {
     fn the_replys_form_is_read_apart_from_the_models_parameters() {
         let body = r#"{"parameters":{"binary_data_output":true,"a":1},"inputs":[],"outputs":[
             {"name":"x","parameters":{"binary_data":false}},{"name":"y","parameters":{"classification":3}}]}"#;
-        let (request, form) = decode(&Bytes::from_static(body.as_bytes()), body.len()).unwrap();
+        let room = Room::unbounded();
+        let (request, form) = decode(&Bytes::from_static(body.as_bytes()), body.len(), &room).unwrap();
         assert_eq!(request.parameters, [("a".into(), Parameter::Int(1))]);
         assert_eq!((form.is_binary(0), form.is_binary(1)), (false, true));
         assert_eq!(form.outputs[1].classes, Some(3));

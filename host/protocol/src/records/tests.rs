@@ -5,7 +5,7 @@ use super::*;
 use crate::testing::version;
 
 fn check(body: &str, expected: Result<&[f32], &str>) {
-    match (decode(body.as_bytes(), &version(), Some("user")), expected) {
+    match (decode(body.as_bytes(), &version(), Some("user"), &Room::unbounded()), expected) {
         (Ok(request), Ok(expected)) => {
             let data = request.inputs[0].data();
             let came: Vec<_> =
@@ -33,7 +33,7 @@ fn names_record_and_field() {
         r#"[{"age":1,"purpose":"boat"}]"#,
         Err("record 0, field \"purpose\": \"boat\" is not one of [\"car\", \"tv\"]"),
     );
-    check(r#"[{"age":1,"colour":1}]"#, Err("record 0, field \"colour\": is not a column of this model"));
+    check(r#"[{"age":1,"colour":1}]"#, Err("record 0: field \"colour\": is not a column of this model"));
     check(r#"[{"age":"old"}]"#, Err("record 0, field \"age\": a number is expected, a string came"));
     check(r#"[{"age":1,"age":2}]"#, Err("record 0, field \"age\": is given twice"));
 }
@@ -47,7 +47,8 @@ fn finds_the_sticky_field_of_the_first_record() {
         ("[", None),
         ("", None),
     ] {
-        assert_eq!(first_field(body.as_bytes(), "user").as_deref(), expected.map(str::as_bytes), "{body}");
+        let found = first_field(body.as_bytes(), "user", &Room::unbounded());
+        assert_eq!(found.as_deref(), expected.map(str::as_bytes), "{body}");
     }
 }
 
@@ -58,11 +59,12 @@ fn writes_one_object_a_row() {
         Tensor::new(name.into(), DType::Fp32, shape.to_vec(), data.into()).unwrap()
     };
     let outputs = [tensor("p", &[2], &[0.5, f32::NAN]), tensor("q", &[2, 2], &[1.0, 2.0, 3.0, 4.0])];
-    let text = String::from_utf8(encode(&version(), &outputs).unwrap()).unwrap();
+    let text = String::from_utf8(encode(&version(), &outputs, &Room::unbounded()).unwrap().to_vec()).unwrap();
     assert_eq!(
         text,
         r#"{"model":"a/b","version":6,"predictions":[{"p":0.5,"q":[1.0,2.0]},{"p":null,"q":[3.0,4.0]}]}"#
     );
-    let error = encode(&version(), &[tensor("p", &[2], &[1.0, 2.0]), tensor("q", &[1], &[1.0])]).unwrap_err();
+    let uneven = [tensor("p", &[2], &[1.0, 2.0]), tensor("q", &[1], &[1.0])];
+    let error = encode(&version(), &uneven, &Room::unbounded()).unwrap_err();
     assert_eq!(error.code, ErrorCode::PluginFault);
 }

@@ -2,7 +2,7 @@ use super::*;
 use crate::testing::{fp32, version, with_inputs};
 
 fn check(version: &Version, body: &str, expected: Result<&str, &str>) {
-    match (decode(&Bytes::copy_from_slice(body.as_bytes()), version, None), expected) {
+    match (decode(&Bytes::copy_from_slice(body.as_bytes()), version, None, &Room::unbounded()), expected) {
         (Ok((request, _)), Ok(expected)) => assert_eq!(format!("{:?}", request.inputs), expected),
         (Err(error), Err(text)) => assert!(error.message.contains(text), "{error}"),
         (came, _) => panic!("{body} gave {came:?}"),
@@ -64,7 +64,9 @@ fn exactly_one_of_instances_and_inputs() {
 #[test]
 fn a_single_output_loses_its_name() {
     let p = || fp32("p", &[2], &[0.5, f32::NAN]);
-    let written = |outputs: &[Tensor], layout| String::from_utf8(encode(outputs, layout).unwrap()).unwrap();
+    let encode = |outputs: &[Tensor], layout| encode(outputs, layout, &Room::unbounded());
+    let written =
+        |outputs: &[Tensor], layout| String::from_utf8(encode(outputs, layout).unwrap().to_vec()).unwrap();
     assert_eq!(written(&[p()], Layout::Rows), r#"{"predictions":[0.5,NaN]}"#);
     assert_eq!(written(&[p()], Layout::Columns), r#"{"outputs":[0.5,NaN]}"#);
     let image =

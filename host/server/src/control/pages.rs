@@ -36,19 +36,27 @@ impl Public {
             return Ok(json(&serde_json::json!({"status": "alive"})));
         }
         let serving = Arc::clone(&self.serving);
-        let page = self.aside(move || page::models(&serving.models())).await?;
-        Ok(answer::page(body(HTML, page), PAGE_POLICY))
+        let page = move || Ok(page::models(&serving.models())?.into());
+        Ok(answer::page(self.document(call, HTML, "page of models".to_owned(), page).await?, PAGE_POLICY))
     }
 
     pub(super) async fn page(&self, target: Target<'_>, call: &Call) -> Answer {
         let (form, version) = self.form_of(target, call)?;
-        let page = self.aside(move || form.page(&version, &Outcome::Empty)).await?;
-        Ok(answer::page(body(HTML, page), PAGE_POLICY))
+        let name = format!(
+            "page {} {} {:p} {}",
+            version.number,
+            form.explicit,
+            Arc::as_ptr(&form.model),
+            form.authority
+        );
+        let page = move || Ok(form.page(&version, &Outcome::Empty)?.into());
+        Ok(answer::page(self.document(call, HTML, name, page).await?, PAGE_POLICY))
     }
 
-    pub(super) async fn openapi(&self, target: Target<'_>) -> Answer {
+    pub(super) async fn openapi(&self, target: Target<'_>, call: &Call) -> Answer {
         let (model, version) = self.serving.describe(target)?;
-        self.aside(move || Ok(json(&openapi::document(&model, &version)))).await
+        let name = format!("openapi {} {:p}", version.number, Arc::as_ptr(&model));
+        self.list(call, name, move || Ok(openapi::document(&model, &version))).await
     }
 
     pub(super) fn docs(&self, target: Target<'_>) -> Answer {

@@ -4,24 +4,26 @@ use std::sync::Arc;
 
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::event::Statistics;
-use modelhost_core::version::Version;
+use modelhost_core::version::{Model, Version};
 use modelhost_protocol::control::IndexEntry;
 use modelhost_protocol::oip_rest;
 use modelhost_serving::{Serving, Target};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::answer::json;
 use crate::public::{Answer, Call, Public};
 
 impl Public {
-    pub(super) fn model_metadata(&self, target: Target<'_>) -> Answer {
-        let (model, version) = self.serving.describe(target)?;
-        Ok(json(&oip_rest::model_metadata(&model, &version)))
+    pub(super) async fn model_metadata(&self, target: Target<'_>, call: &Call) -> Answer {
+        self.known(target, call, "metadata", |model, version| Ok(oip_rest::model_metadata(model, version)))
+            .await
     }
 
-    pub(super) fn model_config(&self, target: Target<'_>) -> Answer {
-        let (_, version) = self.serving.describe(target)?;
-        Ok(json(&oip_rest::model_config(&version, &self.serving.graphs(&version))))
+    pub(super) async fn model_config(&self, target: Target<'_>, call: &Call) -> Answer {
+        let serving = Arc::clone(&self.serving);
+        let tell =
+            move |_: &Model, version: &Version| Ok(oip_rest::model_config(version, &serving.graphs(version)));
+        self.known(target, call, "config", tell).await
     }
 
     pub(super) fn model_ready(&self, target: Target<'_>) -> Answer {
@@ -32,18 +34,26 @@ impl Public {
         Ok(json(&json!({"name": target.model, "ready": true})))
     }
 
-    pub(super) async fn statistics(&self, target: Option<Target<'_>>) -> Answer {
-        if let Some(target) = target {
-            return statistics(&self.serving, Some(target));
-        }
+    pub(super) async fn statistics(&self, target: Option<Target<'_>>, call: &Call) -> Answer {
         let serving = Arc::clone(&self.serving);
-        self.aside(move || statistics(&serving, None)).await
+        let Some(target) = target else {
+            return self.list(call, "statistics".to_owned(), move || statistics(&serving, None)).await;
+        };
+        let explicit = target.version.is_some();
+        let kind = if explicit { "statistics of" } else { "statistics of all" };
+        let tell = move |model: &Model, version: &Version| {
+            let number = version.number.to_string();
+            let target = Target { model: model.name.as_str(), version: explicit.then_some(number.as_str()) };
+            statistics(&serving, Some(target))
+        };
+        self.known(target, call, kind, tell).await
     }
 
     pub(super) async fn index(&self, call: &mut Call) -> Answer {
         let only_ready = oip_rest::read_index(&self.collect_control(call).await?)?;
         let serving = Arc::clone(&self.serving);
-        self.aside(move || Ok(json(&oip_rest::index(&index(&serving, only_ready)?)))).await
+        let list = move || Ok(oip_rest::index(&index(&serving, only_ready)?));
+        self.list(call, format!("index {only_ready}"), list).await
     }
 
     pub(super) async fn load(&self, model: &str, call: &mut Call) -> Answer {
@@ -71,11 +81,11 @@ impl Public {
     }
 }
 
-fn statistics(serving: &Serving, target: Option<Target<'_>>) -> Answer {
+fn statistics(serving: &Serving, target: Option<Target<'_>>) -> Result<Value, Error> {
     let statistics = serving.statistics(target)?;
     let seen: Vec<(&Version, Statistics)> =
         statistics.iter().map(|(version, seen)| (&**version, *seen)).collect();
-    Ok(json(&oip_rest::statistics(&seen)))
+    Ok(oip_rest::statistics(&seen))
 }
 
 /// Every version, or those that are ready. Errors: internal.

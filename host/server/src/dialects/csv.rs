@@ -21,6 +21,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use modelhost_core::budget::Charge;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::Deadline;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::Version;
 use modelhost_protocol::{csv, status};
@@ -203,10 +204,13 @@ impl Run {
             self.exchange.deadline = Deadline::after(Instant::now(), self.public.request_timeout);
             self.resolved.enter(self.exchange.deadline).await?;
             let decoding = Instant::now();
-            decoder.feed(&piece)?;
-            if let Some(request) = decoder.take()? {
-                let encode = move |version: &Version, outputs: &[Tensor]| {
-                    Ok(Encoded::new(CSV, csv::encode(version, outputs, header)?))
+            let room = Room::of(self.resolved.charge());
+            decoder.feed(&piece, &room)?;
+            let request = decoder.take(&room)?;
+            let _held = room.into_charge();
+            if let Some(request) = request {
+                let encode = move |version: &Version, outputs: &[Tensor], room: &Room| {
+                    Ok(Encoded::new(CSV, csv::encode(version, outputs, header, room)?))
                 };
                 let (exchange, read) = (&mut self.exchange, decoding.elapsed());
                 let answer = pipeline::predict(exchange, &self.resolved, request, read, encode, None).await?;

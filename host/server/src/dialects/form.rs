@@ -7,12 +7,16 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use modelhost_core::error::Error;
 use modelhost_core::infer::InferRequest;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::{Model, Version};
 use modelhost_protocol::page::{self, Outcome, Posted};
 use modelhost_serving::Resolved;
 
 use crate::pipeline::{Choice, Dialect, Encoded};
+
+/// Copies of a form's bytes at once while it is read.
+const COPIES: usize = 3;
 
 /// The media type of pages.
 pub(crate) const HTML: &str = "text/html; charset=utf-8";
@@ -41,18 +45,25 @@ impl Form {
 impl Dialect for Form {
     type Form = ();
 
-    fn decode(&self, content: &Bytes, choice: Choice) -> Result<(Resolved, InferRequest, ()), Error> {
+    fn decode(
+        &self,
+        content: &Bytes,
+        choice: Choice,
+        room: &Room,
+    ) -> Result<(Resolved, InferRequest, ()), Error> {
+        // Taking a form apart copies it, its parts, and what it holds.
+        room.take(content.len().saturating_mul(COPIES))?;
         let posted = read(&self.content_type, content)?;
         let fields = self.fields.get_or_init(|| posted.fields.clone());
         let (resolved, sticky) = choice.by_field(|field| {
             let found = fields.iter().find(|(name, _)| name == field);
             found.map(|(_, value)| value.clone().into_bytes())
         })?;
-        let request = page::decode(&posted, resolved.version(), sticky.as_deref())?;
+        let request = page::decode(&posted, resolved.version(), sticky.as_deref(), room)?;
         Ok((resolved, request, ()))
     }
 
-    fn encode(&self, version: &Version, outputs: &[Tensor], (): ()) -> Result<Encoded, Error> {
+    fn encode(&self, version: &Version, outputs: &[Tensor], (): (), _: &Room) -> Result<Encoded, Error> {
         Ok(Encoded::new(HTML, self.page(version, &Outcome::Answered(version, outputs))?))
     }
 }
@@ -69,15 +80,14 @@ fn read(content_type: &str, content: &Bytes) -> Result<Posted, Error> {
 }
 
 async fn read_parts(mut parts: multer::Multipart<'_>) -> Result<Posted, Error> {
-    let wrong = |error: multer::Error| Error::invalid(format!("form: {error}"));
+    let wrong = |error: multer::Error| Error::invalid(format!("form: {error}")).because(error);
     let mut posted = Posted::default();
     while let Some(part) = parts.next_field().await.map_err(wrong)? {
-        posted.check_room()?;
         let name = part.name().unwrap_or_default().to_owned();
         match part.file_name() {
-            None => posted.fields.push((name, part.text().await.map_err(wrong)?)),
+            None => posted.add_field(name, part.text().await.map_err(wrong)?)?,
             Some("") => {}
-            Some(_) => posted.files.push((name, part.bytes().await.map_err(wrong)?)),
+            Some(_) => posted.add_file(name, part.bytes().await.map_err(wrong)?)?,
         }
     }
     Ok(posted)

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use modelhost_core::error::Error;
 use modelhost_core::infer::InferRequest;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::Version;
 use modelhost_protocol::csv;
@@ -27,20 +28,27 @@ impl Mlflow {
 impl Dialect for Mlflow {
     type Form = ();
 
-    fn decode(&self, content: &Bytes, choice: Choice) -> Result<(Resolved, InferRequest, ()), Error> {
+    const HAS_SHORT_ROWS: bool = true;
+
+    fn decode(
+        &self,
+        content: &Bytes,
+        choice: Choice,
+        room: &Room,
+    ) -> Result<(Resolved, InferRequest, ()), Error> {
         let find = |field: &str| match self.0 {
-            Format::Json => mlflow::first_field(content, field),
+            Format::Json => mlflow::first_field(content, field, room),
             Format::Csv => csv::first_field(content, field),
         };
         let (resolved, sticky) = choice.by_field(find)?;
         let request = match self.0 {
-            Format::Json => mlflow::decode(content, resolved.version(), sticky.as_deref())?,
-            Format::Csv => csv::decode(content, resolved.version(), sticky.as_deref())?,
+            Format::Json => mlflow::decode(content, resolved.version(), sticky.as_deref(), room)?,
+            Format::Csv => csv::decode(content, resolved.version(), sticky.as_deref(), room)?,
         };
         Ok((resolved, request, ()))
     }
 
-    fn encode(&self, _: &Version, outputs: &[Tensor], (): ()) -> Result<Encoded, Error> {
-        Ok(Encoded::new(JSON, mlflow::encode(outputs)?))
+    fn encode(&self, _: &Version, outputs: &[Tensor], (): (), room: &Room) -> Result<Encoded, Error> {
+        Ok(Encoded::new(JSON, mlflow::encode(outputs, room)?))
     }
 }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderValue};
 use modelhost_core::error::Error;
 use modelhost_core::infer::InferRequest;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::Version;
 use modelhost_protocol::ReplyForm;
@@ -28,17 +29,22 @@ impl Oip {
 impl Dialect for Oip {
     type Form = (Option<String>, ReplyForm);
 
-    fn decode(&self, content: &Bytes, choice: Choice) -> Result<(Resolved, InferRequest, Self::Form), Error> {
+    fn decode(
+        &self,
+        content: &Bytes,
+        choice: Choice,
+        room: &Room,
+    ) -> Result<(Resolved, InferRequest, Self::Form), Error> {
         let header = self.header_length.as_ref().map(HeaderValue::as_bytes);
         let (resolved, (mut request, form)) = match Framing::of(header, content.len())? {
             Framing::Json(length) => {
-                let decoded = oip_rest::decode(content, length)?;
+                let decoded = oip_rest::decode(content, length, room)?;
                 let (resolved, _) = choice.by_field(|field| decoded.0.parameter(field))?;
                 (resolved, decoded)
             }
             Framing::Raw => {
                 let (resolved, _) = choice.by_field(|_| None)?;
-                let decoded = oip_rest::decode_raw(content, &resolved.version().report.signature)?;
+                let decoded = oip_rest::decode_raw(content, &resolved.version().report.signature, room)?;
                 (resolved, decoded)
             }
         };
@@ -51,12 +57,13 @@ impl Dialect for Oip {
         version: &Version,
         outputs: &[Tensor],
         (id, form): Self::Form,
+        room: &Room,
     ) -> Result<Encoded, Error> {
-        let encoded = oip_rest::encode(version, id.as_deref(), outputs, &form)?;
+        let encoded = oip_rest::encode(version, id.as_deref(), outputs, &form, room)?;
         Ok(Encoded {
             media_type: if encoded.json_length.is_some() { "application/octet-stream" } else { JSON },
             json_length: encoded.json_length,
-            body: encoded.body.into(),
+            body: encoded.body,
         })
     }
 }

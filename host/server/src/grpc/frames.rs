@@ -34,8 +34,8 @@ pub(super) struct Frames {
     coding: Option<Coding>,
     most: usize,
     watch: Option<Arc<Watch>>,
-    /// For what came before anybody knows whose it is.
-    held: Option<Charge>,
+    /// For `rest`, and for what is gathered of a message's start.
+    charge: Charge,
     /// Where the next message begins is not known any more.
     is_broken: bool,
 }
@@ -66,12 +66,14 @@ impl Begun {
 }
 
 impl Frames {
-    /// Messages of at most `most` bytes, before and after decompression. Errors: unsupported format, naming the coding.
+    /// Messages of at most `most` bytes, before and after decompression. `charge`: for what comes before it is asked for.
+    /// Errors: unsupported format, naming the coding.
     pub(super) fn new(
         headers: &HeaderMap,
         body: Incoming,
         most: usize,
         watch: Option<Arc<Watch>>,
+        charge: Charge,
     ) -> Result<Self, Error> {
         let coding = headers.get("grpc-encoding").map(|name| name.to_str().unwrap_or("?"));
         let coding = match coding {
@@ -81,12 +83,11 @@ impl Frames {
                 Error::new(ErrorCode::UnsupportedFormat, text)
             })?),
         };
-        let held = watch.as_ref().map(|watch| watch.waits());
-        Ok(Self { body, rest: Bytes::new(), coding, most, watch, held, is_broken: false })
+        Ok(Self { body, rest: Bytes::new(), coding, most, watch, charge, is_broken: false })
     }
 
     /// Waits for the next message to begin; `None` where the caller ends the call. Errors: deadline exceeded, when it did not by `until`; too
-    /// large; invalid argument.
+    /// large; resource exhausted; invalid argument.
     pub(super) async fn begin(&mut self, until: Instant) -> Result<Option<Begun>, Error> {
         let watch = self.watch.clone();
         clients(watch.as_ref(), until, LATE, self.begin_now()).await
@@ -114,7 +115,6 @@ impl Frames {
         }
         let wanted = length.min(if coding == Some(Coding::Zstd) { ZSTD_BLOCK } else { START });
         if self.rest.len() < wanted {
-            self.hold(wanted)?;
             let mut joined = std::mem::take(&mut self.rest).to_vec();
             while joined.len() < wanted {
                 if !self.more().await? {
@@ -140,7 +140,6 @@ impl Frames {
         let (bytes, charge) =
             clients(watch.as_ref(), until, LATE, self.finish_now(begun.length, charge)).await?;
         self.is_broken = false;
-        self.hold(self.rest.len())?;
         Ok(Content { bytes, charge, coding: begun.coding, most: self.most })
     }
 
@@ -152,12 +151,16 @@ impl Frames {
     async fn finish_now(&mut self, length: usize, mut charge: Charge) -> Result<(Bytes, Charge), Error> {
         if self.rest.len() >= length {
             charge.grow(length)?;
-            return Ok((self.rest.split_to(length), charge)); // nothing to copy
+            let message = self.rest.split_to(length); // nothing to copy
+            self.charge.shrink_to(self.rest.len());
+            return Ok((message, charge));
         }
         let mut gathered = Gathered::new(charge, self.watch.as_ref());
         loop {
             let piece = self.rest.split_to(self.rest.len().min(length - gathered.len()));
             gathered.push(&piece, length)?;
+            drop(piece);
+            self.charge.shrink_to(self.rest.len());
             if gathered.len() == length {
                 return Ok(gathered.finish());
             }
@@ -167,22 +170,17 @@ impl Frames {
         }
     }
 
-    fn hold(&mut self, bytes: usize) -> Result<(), Error> {
-        let Some(held) = &mut self.held else { return Ok(()) };
-        held.shrink_to(bytes);
-        let more = bytes.saturating_sub(usize::try_from(held.bytes()).unwrap_or(bytes));
-        held.grow(more)
-    }
-
     /// Takes in the next piece of the body. False: there is none.
     async fn more(&mut self) -> Result<bool, Error> {
         while self.rest.is_empty() {
             let Some(frame) = self.body.frame().await else { return Ok(false) };
             let frame = frame.map_err(|error| Error::invalid(format!("body: {error}")))?;
-            self.rest = frame.into_data().unwrap_or_default();
+            let piece = frame.into_data().unwrap_or_default();
             if let Some(watch) = &self.watch {
-                watch.moved(self.rest.len());
+                watch.moved(piece.len());
             }
+            self.charge.grow(piece.len())?;
+            self.rest = piece;
         }
         Ok(true)
     }

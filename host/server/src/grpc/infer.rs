@@ -2,17 +2,18 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::StreamBody;
+use hyper::Response;
 use hyper::body::{Frame, Incoming};
-use hyper::header::HeaderMap;
-use hyper::{Request, Response};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use modelhost_core::budget::Charge;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
+use modelhost_core::room::Room;
 use modelhost_core::tensor::Tensor;
 use modelhost_core::version::Version;
 use modelhost_protocol::{ReplyForm, oip_grpc, status};
@@ -21,7 +22,7 @@ use prost::Message;
 use tokio::sync::mpsc;
 
 use super::frames::{Begun, Frames, framed};
-use super::{GRPC, refuse_request, respond, target, trailers};
+use super::{GRPC, asked_time, limit, refusal, refused, respond, target, trailers};
 use crate::answer::shown;
 use crate::body::{ResponseBody, streamed};
 use crate::coding::Coding;
@@ -54,8 +55,13 @@ impl Grpc {
 impl Dialect for Grpc {
     type Form = (Option<String>, ReplyForm);
 
-    fn decode(&self, content: &Bytes, choice: Choice) -> Result<(Resolved, InferRequest, Self::Form), Error> {
-        let (mut request, form) = oip_grpc::read(content, (&self.model, &self.version), self.most)?;
+    fn decode(
+        &self,
+        content: &Bytes,
+        choice: Choice,
+        room: &Room,
+    ) -> Result<(Resolved, InferRequest, Self::Form), Error> {
+        let (mut request, form) = oip_grpc::read(content, (&self.model, &self.version), self.most, room)?;
         let (resolved, _) = choice.by_field(|field| request.parameter(field))?;
         let id = request.id.take();
         Ok((resolved, request, (id, form)))
@@ -66,41 +72,34 @@ impl Dialect for Grpc {
         version: &Version,
         outputs: &[Tensor],
         (id, form): Self::Form,
+        room: &Room,
     ) -> Result<Encoded, Error> {
-        let response = oip_grpc::encode(version, id, outputs, &form)?;
+        let response = oip_grpc::encode(version, id, outputs, &form, room)?;
         let message = if self.streams {
-            oip_grpc::pb::ModelStreamInferResponse {
-                error_message: String::new(),
-                infer_response: Some(response),
-            }
-            .encode_to_vec()
+            let (error_message, infer_response) = (String::new(), Some(response));
+            let wrapped = oip_grpc::pb::ModelStreamInferResponse { error_message, infer_response };
+            oip_grpc::written(&wrapped, room)?
         } else {
-            response.encode_to_vec()
+            oip_grpc::written(&response, room)?
         };
         Ok(Encoded::new(GRPC, message))
     }
 }
 
 /// One call of one message. Dropped, and the guest stopped, when the caller goes away.
-pub(super) async fn infer(public: &Arc<Public>, request: Request<Incoming>) -> Response<ResponseBody> {
-    let (mut head, body) = request.into_parts();
-    let watch = head.extensions.remove::<Arc<Watch>>();
-    let limit = limit(public, &head.headers);
-    let mut exchange = Exchange::begin(public, "grpc_infer", &head.headers, watch, limit);
-    let answer = one(&mut exchange, &head.headers, body).await;
-    match answer {
+pub(super) async fn infer(
+    mut exchange: Exchange,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Response<ResponseBody> {
+    match one(&mut exchange, headers, body).await {
         Ok(answer) => {
             exchange.answered(200, answer.encoded.body.len() as u64);
             let pieces = framed(answer.encoded.body, answer.coding.is_some());
             let pieces = guarded(exchange.watch.as_ref(), pieces, Some(answer.charge), exchange.read_by());
             respond(pieces, answer.coding, exchange.headers())
         }
-        Err(error) => {
-            exchange.answered(status::http(error.code), 0);
-            let mut refused = refuse_request(&error, &exchange.request_id);
-            refused.metadata_mut().as_mut().extend(exchange.headers());
-            refused.into_http()
-        }
+        Err(error) => refused(&mut exchange, &error),
     }
 }
 
@@ -110,8 +109,9 @@ async fn one(
     body: Incoming,
 ) -> Result<pipeline::Answer, Error> {
     exchange.stage = Stage::Body;
-    let most = exchange.public().max_body_bytes;
-    let mut frames = Frames::new(headers, body, most, exchange.watch.clone())?;
+    let public = exchange.public();
+    let (most, charge) = (public.max_body_bytes, public.serving.bodies().charge());
+    let mut frames = Frames::new(headers, body, most, exchange.watch.clone(), charge)?;
     let begun = frames.begin(exchange.deadline.instant()).await?;
     let begun = begun.ok_or_else(|| Error::invalid("body: it has no message"))?;
     let mut id = String::new();
@@ -154,40 +154,20 @@ fn accepted(headers: &HeaderMap, coding: Coding) -> bool {
     accepted.is_none_or(|names| names.split(',').any(|name| Coding::grpc(name.trim()) == Some(coding)))
 }
 
-/// How long the host takes for a call, or the caller waits, whichever is shorter.
-fn limit(public: &Public, headers: &HeaderMap) -> Duration {
-    let asked = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
-    asked.map_or(public.request_timeout, |asked| asked.min(public.request_timeout))
-}
-
-/// Digits and a unit. Source: the gRPC over HTTP/2 specification, "Timeout".
-fn grpc_timeout(text: &[u8]) -> Option<Duration> {
-    let (unit, digits) = text.split_last()?;
-    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    Some(match unit {
-        b'H' => Duration::from_secs(number.checked_mul(3600)?),
-        b'M' => Duration::from_secs(number.checked_mul(60)?),
-        b'S' => Duration::from_secs(number),
-        b'm' => Duration::from_millis(number),
-        b'u' => Duration::from_micros(number),
-        b'n' => Duration::from_nanos(number),
-        _ => return None,
-    })
-}
-
 type Piece = Result<Frame<Bytes>, Infallible>;
 
 /// A call of many messages: answers in the order asked, one after another. A failure is a message of the stream, which goes on, unless
 /// the caller asked for gRPC errors (`triton_grpc_error: true`): then it ends the stream. It ends, too, when no message comes for a while.
-pub(super) fn stream(public: &Arc<Public>, request: Request<Incoming>) -> Response<ResponseBody> {
-    let (mut head, body) = request.into_parts();
-    let watch = head.extensions.remove::<Arc<Watch>>();
+/// Each message is told of apart from the call.
+pub(super) fn stream(exchange: Exchange, headers: HeaderMap, body: Incoming) -> Response<ResponseBody> {
     let (sender, pieces) = mpsc::channel(AHEAD);
-    let call = Stream { public: Arc::clone(public), headers: head.headers, watch, answers: sender };
-    tokio::spawn(call.run(body));
     let pieces = stream::unfold(pieces, async |mut pieces| Some((pieces.recv().await?, pieces)));
     let mut response = Response::new(streamed(StreamBody::new(pieces)));
-    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static(GRPC));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
+    response.headers_mut().extend(exchange.headers());
+    let (public, watch) = (Arc::clone(exchange.public()), exchange.watch.clone());
+    let call = Stream { public, headers, watch, answers: sender };
+    tokio::spawn(call.run(exchange, body));
     response
 }
 
@@ -199,24 +179,27 @@ struct Stream {
 }
 
 impl Stream {
-    async fn run(self, body: Incoming) {
+    async fn run(self, mut exchange: Exchange, body: Incoming) {
         let _open = self.watch.as_ref().map(Watch::open);
+        exchange.stage = Stage::Body;
         let ended = tokio::select! {
-            ended = self.messages(body) => ended,
+            ended = self.messages(&mut exchange, body) => ended,
             () = self.answers.closed() => return,
         };
-        let last = trailers(ended.err().map(|error| refuse_request(&error, "")));
+        let status = ended.as_ref().map_or_else(|error| status::http(error.code), |()| 200);
+        exchange.answered(status, exchange.sent_bytes);
+        let last = trailers(ended.err().map(|error| refusal(&error, &exchange.request_id)));
         let until = Instant::now() + self.public.request_timeout;
         drop(self.put(Frame::trailers(last), until).await); // a caller who left needs no end
     }
 
-    async fn messages(&self, body: Incoming) -> Result<(), Error> {
+    async fn messages(&self, call: &mut Exchange, body: Incoming) -> Result<(), Error> {
         let (headers, most) = (&self.headers, self.public.max_body_bytes);
-        let mut frames = Frames::new(headers, body, most, self.watch.clone())?;
+        let charge = self.public.serving.streams().charge();
+        let mut frames = Frames::new(headers, body, most, self.watch.clone(), charge)?;
         let as_status = headers.get("triton_grpc_error").is_some_and(|value| value == "true");
         let limit = limit(&self.public, headers);
-        let asked = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
-        let end = asked.and_then(|asked| Instant::now().checked_add(asked));
+        let end = asked_time(headers).and_then(|asked| Instant::now().checked_add(asked));
         loop {
             let idle = Instant::now() + self.public.patience.idle;
             let begun = frames.begin(end.map_or(idle, |end| end.min(idle))).await;
@@ -226,9 +209,12 @@ impl Stream {
             let mut exchange = Exchange::begin(&self.public, "grpc_infer", headers, self.watch.clone(), left);
             let mut id = String::new();
             exchange.stage = Stage::Body;
-            match answer(&mut exchange, headers, &mut frames, &begun, true, &mut id).await {
+            let answered = answer(&mut exchange, headers, &mut frames, &begun, true, &mut id).await;
+            call.received_bytes += exchange.received_bytes;
+            match answered {
                 Ok(mut answer) => {
                     exchange.answered(200, answer.encoded.body.len() as u64);
+                    call.sent_bytes += exchange.sent_bytes;
                     let body = std::mem::take(&mut answer.encoded.body);
                     let pieces = framed(body, answer.coding.is_some());
                     self.send(pieces, Some(answer.charge), exchange.read_by()).await?;
@@ -268,7 +254,7 @@ fn is_idle() -> Error {
 }
 
 /// A message's pieces, which must have been read `until` then; its charge lasts until the last one was.
-fn guarded(
+pub(super) fn guarded(
     watch: Option<&Arc<Watch>>,
     mut pieces: Vec<Bytes>,
     charge: Option<Charge>,
@@ -280,24 +266,4 @@ fn guarded(
         pieces.push(watch.send(last, charge, until));
     }
     pieces
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeouts_have_units() {
-        for (text, expected) in [
-            ("1H", Some(Duration::from_secs(3600))),
-            ("20m", Some(Duration::from_millis(20))),
-            ("7u", Some(Duration::from_micros(7))),
-            ("99999999n", Some(Duration::from_nanos(99_999_999))),
-            ("5", None),
-            ("x", None),
-            ("", None),
-        ] {
-            assert_eq!(grpc_timeout(text.as_bytes()), expected, "{text}");
-        }
-    }
 }
