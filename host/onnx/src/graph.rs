@@ -216,7 +216,7 @@ impl Plans {
             self.any_failed.store(answers.is_ok(), Ordering::Relaxed);
             return answers.map_err(|failed| match failed {
                 Failed::Graph(also) => Failed::Graph(format!("{why}; for its shapes: {also}")),
-                ended => ended,
+                ended @ Failed::Ended(_) => ended,
             });
         }
         self.for_shapes(inputs, shapes).map_err(Failed::Graph)?.run(values, leave)

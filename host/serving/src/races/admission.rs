@@ -18,7 +18,7 @@ use admission::{Admission, Asked, Line, Permit};
 
 /// The same source with shuttle's locks.
 #[path = "../admission.rs"]
-#[allow(clippy::duplicate_mod, reason = "that is the point")]
+#[allow(clippy::duplicate_mod, clippy::module_inception, reason = "that is the point")]
 #[expect(dead_code, reason = "some of it is for the other tests")]
 mod admission;
 

@@ -13,7 +13,7 @@ use residence::{Asked, Residence, Wait, Who};
 
 /// The same source with shuttle's locks.
 #[path = "../residence.rs"]
-#[allow(clippy::duplicate_mod, reason = "that is the point")]
+#[allow(clippy::duplicate_mod, clippy::module_inception, reason = "that is the point")]
 #[expect(dead_code, reason = "some of it is for the other tests")]
 mod residence;
 
