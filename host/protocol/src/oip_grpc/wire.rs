@@ -32,6 +32,12 @@ impl<'a> Fields<'a> {
         Self { rest: message, is_malformed: false }
     }
 
+    /// Errors: invalid argument, when a field could not be read. Groups are no fields of the protocol's, and a decoder
+    /// reads on behind them.
+    fn end(&self) -> Result<(), Error> {
+        if self.is_malformed { Err(Error::invalid("body: not a ModelInferRequest message")) } else { Ok(()) }
+    }
+
     fn varint(&mut self) -> Option<u64> {
         let mut value = 0;
         for at in 0..10 {
@@ -127,7 +133,9 @@ pub(super) fn check(message: &[u8], most: usize) -> Result<usize, Error> {
             6 => {
                 outputs += 1;
                 weight += size_of::<pb::model_infer_request::InferRequestedOutputTensor>();
-                others += Fields::of(bytes).filter(|(number, _)| *number == 2).count();
+                let mut asked = Fields::of(bytes);
+                others += asked.by_ref().filter(|(number, _)| *number == 2).count();
+                asked.end()?;
                 texts += bytes.len();
             }
             7 => weight += size_of::<bytes::Bytes>(),
@@ -143,9 +151,7 @@ pub(super) fn check(message: &[u8], most: usize) -> Result<usize, Error> {
             }
         }
     }
-    if fields.is_malformed {
-        return Err(Error::invalid("body: not a ModelInferRequest message"));
-    }
+    fields.end()?;
     if weight + others * MAP_ENTRY > most {
         let text = format!(
             "body: its typed contents take more than the {most} bytes allowed; send raw_input_contents"
@@ -165,7 +171,8 @@ struct Taken {
 fn input(message: &[u8]) -> Result<Taken, Error> {
     let (mut weight, mut texts) = (size_of::<pb::model_infer_request::InferInputTensor>(), 0);
     let mut parameters = 0;
-    for (number, value) in Fields::of(message) {
+    let mut fields = Fields::of(message);
+    for (number, value) in fields.by_ref() {
         weight = weight.saturating_add(match (number, value) {
             (3, Value::Bytes(packed)) => packed.len().saturating_mul(8),
             (3, Value::Number) => 8,
@@ -174,7 +181,7 @@ fn input(message: &[u8]) -> Result<Taken, Error> {
                 texts += if let Value::Bytes(entry) = value { entry.len() } else { 0 };
                 MAP_ENTRY
             }
-            (5, Value::Bytes(contents)) => self::contents(contents),
+            (5, Value::Bytes(contents)) => self::contents(contents)?,
             (_, Value::Bytes(text)) => {
                 texts += text.len();
                 0
@@ -185,11 +192,12 @@ fn input(message: &[u8]) -> Result<Taken, Error> {
             return Err(Error::invalid(format!("input parameters: more than {MAX_ENTRIES}")));
         }
     }
+    fields.end()?;
     Ok(Taken { weight, texts })
 }
 
 /// What typed contents take: the elements as the message's fields hold them.
-fn contents(message: &[u8]) -> usize {
+fn contents(message: &[u8]) -> Result<usize, Error> {
     let weigh = |(number, value)| match (number, value) {
         (_, Value::Number) => 8,
         (2 | 4, Value::Bytes(packed)) => packed.len().saturating_mul(4),
@@ -197,7 +205,10 @@ fn contents(message: &[u8]) -> usize {
         (8, Value::Bytes(_)) => size_of::<bytes::Bytes>(),
         (_, Value::Bytes(packed)) => packed.len(),
     };
-    Fields::of(message).map(weigh).fold(0, usize::saturating_add)
+    let mut fields = Fields::of(message);
+    let weight = fields.by_ref().map(weigh).fold(0, usize::saturating_add);
+    fields.end()?;
+    Ok(weight)
 }
 
 #[cfg(test)]
@@ -257,5 +268,23 @@ mod tests {
             Some("its typed contents take more"),
         );
         assert!(check(&[0xff; 100], 1 << 20).unwrap_err().message.contains("not a ModelInferRequest"));
+    }
+
+    #[test]
+    fn what_stands_behind_a_group_is_not_overlooked() {
+        const GROUP: [u8; 2] = [0x7b, 0x7c]; // the begin and the end of field 15
+        let field = |number: u8, content: Vec<u8>| {
+            let mut bytes = vec![number << 3 | 2];
+            prost::encoding::encode_varint(content.len() as u64, &mut bytes);
+            [bytes, content].concat()
+        };
+        let elements = [&GROUP[..], &[8 << 3 | 2, 0].repeat(100_000)].concat();
+        let contents = field(5, elements);
+        let behind = field(5, [GROUP.to_vec(), contents.clone()].concat());
+        let parameters = field(6, [GROUP.to_vec(), [2 << 3 | 2, 0].repeat(2000)].concat());
+        for message in [field(5, contents), behind, parameters] {
+            assert!(pb::ModelInferRequest::decode(&*message).is_ok(), "it can be decoded");
+            assert!(check(&message, 1 << 20).unwrap_err().message.contains("not a ModelInferRequest"));
+        }
     }
 }
