@@ -74,13 +74,17 @@ impl fmt::Display for ErrorCode {
     }
 }
 
+/// Longest message, in bytes. It may quote what a caller sent, and goes into headers and logs.
+pub const MAX_MESSAGE: usize = 8 << 10;
+
 /// A failure as every layer passes it on: a code to act on, a text for the caller, and a cause for the log.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     /// Tells the caller what to do.
     pub code: ErrorCode,
-    /// Names the subject, what was expected and what came. The caller may see it.
+    /// Names the subject, what was expected and what came. The caller may see it; at most [`MAX_MESSAGE`] bytes and a
+    /// sign that it was cut.
     pub message: String,
     /// For the log alone: its text may name paths and libraries of this host.
     #[source]
@@ -90,7 +94,7 @@ pub struct Error {
 impl Error {
     /// An error with this code and text.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), cause: None }
+        Self { code, message: cut(message.into()), cause: None }
     }
 
     /// The caller's mistake.
@@ -116,7 +120,7 @@ impl Error {
     /// The same failure, with the place where it happened before it: `context: message`.
     #[must_use]
     pub fn within(self, context: impl fmt::Display) -> Self {
-        Self { message: format!("{context}: {}", self.message), ..self }
+        Self { message: cut(format!("{context}: {}", self.message)), ..self }
     }
 
     /// The same failure with another culprit.
@@ -135,6 +139,15 @@ impl Error {
     pub fn chain(&self) -> impl fmt::Display + '_ {
         Chain(self)
     }
+}
+
+fn cut(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+        message.shrink_to_fit();
+        message.push('…');
+    }
+    message
 }
 
 struct Chain<'a>(&'a Error);
@@ -175,6 +188,17 @@ mod tests {
         assert_eq!(error.chain().to_string(), chain);
         let faulty = error.with_code(ErrorCode::PluginFault);
         assert_eq!((faulty.code, faulty.chain().to_string()), (ErrorCode::PluginFault, chain.to_owned()));
+    }
+
+    #[test]
+    fn a_message_is_short_whatever_it_quotes() {
+        let error = Error::invalid(format!("name {:?} is too long", "ü".repeat(1 << 20)));
+        assert!(error.message.len() <= MAX_MESSAGE + '…'.len_utf8() && error.message.ends_with('…'));
+        let error = error.within("input \"x\"");
+        assert!(
+            error.message.len() <= MAX_MESSAGE + '…'.len_utf8()
+                && error.message.starts_with("input \"x\": name")
+        );
     }
 
     #[test]
