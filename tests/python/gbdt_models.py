@@ -39,8 +39,15 @@ def training_table():
     table[:, KIND] = rng.integers(0, 7, N)
     table[:, MANY] = rng.integers(0, 90, N)
     score = (
-        table[:, 0] * 2 - table[:, 1] + (table[:, KIND] % 3) + (table[:, 2] > 4e14) + np.sin(table[:, MANY])
-        + (table[:, 3] % 100 > 40) + np.sign(table[:, 4]) + table[:, 5] + rng.normal(size=N) * 0.1
+        table[:, 0] * 2
+        - table[:, 1]
+        + (table[:, KIND] % 3)
+        + (table[:, 2] > 4e14)
+        + np.sin(table[:, MANY])
+        + (table[:, 3] % 100 > 40)
+        + np.sign(table[:, 4])
+        + table[:, 5]
+        + rng.normal(size=N) * 0.1
     )
     table[rng.random(table.shape) < 0.12] = np.nan
     return table, score
@@ -58,9 +65,36 @@ GRADES = np.clip(np.digitize(SCORE, [-2, 0, 2]), 0, 3)
 def hostile_rows(infinite):
     """Rows from the training table, then the same with one value replaced by each of these."""
     values = [
-        np.nan, 0.0, -0.0, 1e-40, -1e-40, 5e-324, 1e-35, -1e-35, 1.0000000180025095e-35, 1e-30, -0.5, -1.0, 0.999, 1e15, -1e15,
-        999_999_999_999_999.0, 1_700_002_500.0, 1_700_002_501.0, 16_777_217.0, 3e38, -3e38, 6.0, 7.0, 61.0, 62.0, 63.0, 64.0, 89.0,
-        100.0, 3_000_000_000.0,
+        np.nan,
+        0.0,
+        -0.0,
+        1e-40,
+        -1e-40,
+        5e-324,
+        1e-35,
+        -1e-35,
+        1.0000000180025095e-35,
+        1e-30,
+        -0.5,
+        -1.0,
+        0.999,
+        1e15,
+        -1e15,
+        999_999_999_999_999.0,
+        1_700_002_500.0,
+        1_700_002_501.0,
+        16_777_217.0,
+        3e38,
+        -3e38,
+        6.0,
+        7.0,
+        61.0,
+        62.0,
+        63.0,
+        64.0,
+        89.0,
+        100.0,
+        3_000_000_000.0,
     ]
     values += [np.inf, -np.inf] if infinite else []
     rows = [*TABLE[:24]]
@@ -76,7 +110,10 @@ def hostile_rows(infinite):
 
 
 def on_thresholds(thresholds, near, single):
-    """Rows whose values are thresholds of the model, and the numbers just below and above. `thresholds`: pairs of column and value."""
+    """Rows whose values are thresholds of the model, and the numbers just below and above.
+
+    `thresholds`: pairs of column and value.
+    """
     rows = []
     thresholds = sorted({pair for pair in thresholds if np.isfinite(pair[1])})
     for at, (column, value) in enumerate(thresholds[:: max(1, len(thresholds) // 6)]):
@@ -149,13 +186,17 @@ def real(loader, rows=24, columns=8):
 
 
 def category_frame():
-    """Columns of categories as pandas has them: texts not in alphabetical order, whole numbers, one that never occurs."""
+    """Columns of categories as pandas has them: texts in an order of their own, one that never occurs, numbers."""
     rng = np.random.default_rng(5)
-    frame = pd.DataFrame({
-        "town": pd.Categorical(rng.choice(["Zug", "Aarau", "Genève"], N), categories=["Zug", "Aarau", "Genève", "never"]),
-        "size": rng.normal(size=N),
-        "rooms": pd.Categorical(rng.choice([10, 3, 7], N)),
-    })
+    frame = pd.DataFrame(
+        {
+            "town": pd.Categorical(
+                rng.choice(["Zug", "Aarau", "Genève"], N), categories=["Zug", "Aarau", "Genève", "never"]
+            ),
+            "size": rng.normal(size=N),
+            "rooms": pd.Categorical(rng.choice([10, 3, 7], N)),
+        }
+    )
     town = frame.town.cat.codes.to_numpy()
     score = (town == 0) * 2.0 - (town == 2) + (frame.rooms.cat.codes.to_numpy() == 1) + (frame["size"] > 0)
     frame.loc[::17, "size"] = np.nan
@@ -166,7 +207,8 @@ def category_frame():
 def codes(frame):
     """The table a caller sends: categories by index, NaN where missing."""
     columns = [
-        frame[name].cat.codes.replace(-1, np.nan) if frame[name].dtype.name == "category" else frame[name] for name in frame
+        frame[name].cat.codes.replace(-1, np.nan) if frame[name].dtype.name == "category" else frame[name]
+        for name in frame
     ]
     return np.column_stack([np.asarray(column, dtype=float) for column in columns])
 
@@ -198,8 +240,23 @@ def make_xgboost():
         column = lambda name: names.index(name) if name in names else int(name[1:])
         return [(column(name), value) for name, value in zip(trees.Feature, trees.Split) if not np.isnan(value)]
 
-    def case(name, label, bound=linked, rounds=5, suffix="json", types=None, table="hostile", data=None, names=None, group=None,
-             matrix=None, ask=None, margin=None, train=None, **parameters):
+    def case(
+        name,
+        label,
+        bound=linked,
+        rounds=5,
+        suffix="json",
+        types=None,
+        table="hostile",
+        data=None,
+        names=None,
+        group=None,
+        matrix=None,
+        ask=None,
+        margin=None,
+        train=None,
+        **parameters,
+    ):
         data, rows = (TABLE, cases.tables["hostile"]) if data is None else (data, cases.tables[table])
         enable = {"feature_types": types, "enable_categorical": True} if types else {}
         build = lambda data, label=None: xgboost.DMatrix(data, label, feature_names=names, **enable)
@@ -222,7 +279,9 @@ def make_xgboost():
 
     def add(name, label, bound=linked, request=None, table="hostile", more_case=None, **rest):
         booster, model, bound, expected, more = case(name, label, bound, table=table, **rest)
-        cases.add(name, model, bound, expected, table, more, **({"request": request} if request else {}), **(more_case or {}))
+        cases.add(
+            name, model, bound, expected, table, more, **({"request": request} if request else {}), **(more_case or {})
+        )
         return booster
 
     # Objectives. Sums are exact; what goes through exp differs by the last bit of the C library's.
@@ -261,15 +320,57 @@ def make_xgboost():
 
     # Boosters and trees.
     add("dart", BINARY, objective="binary:logistic", booster="dart", rate_drop=0.4, rounds=8)
-    add("dart-raw", SCORE, exact, objective="reg:squarederror", booster="dart", rate_drop=0.4, rounds=8, base_score=123.4)
-    add("dart-softprob", CLASSES, objective="multi:softprob", num_class=3, booster="dart", rate_drop=0.4, normalize_type="forest")
+    add(
+        "dart-raw",
+        SCORE,
+        exact,
+        objective="reg:squarederror",
+        booster="dart",
+        rate_drop=0.4,
+        rounds=8,
+        base_score=123.4,
+    )
+    add(
+        "dart-softprob",
+        CLASSES,
+        objective="multi:softprob",
+        num_class=3,
+        booster="dart",
+        rate_drop=0.4,
+        normalize_type="forest",
+    )
     add("gblinear", SCORE, exact, objective="reg:squarederror", booster="gblinear", updater="coord_descent", eta=0.1)
     add("gblinear-binary", BINARY, objective="binary:logistic", booster="gblinear", updater="coord_descent", eta=0.1)
-    add("gblinear-softprob", CLASSES, objective="multi:softprob", num_class=3, booster="gblinear", updater="coord_descent", eta=0.1)
+    add(
+        "gblinear-softprob",
+        CLASSES,
+        objective="multi:softprob",
+        num_class=3,
+        booster="gblinear",
+        updater="coord_descent",
+        eta=0.1,
+    )
     add("forest", SCORE, exact, objective="reg:squarederror", num_parallel_tree=3, subsample=0.6, eta=1, rounds=1)
-    add("boosted-forests", CLASSES, objective="multi:softprob", num_class=3, num_parallel_tree=2, subsample=0.6, rounds=2)
+    add(
+        "boosted-forests",
+        CLASSES,
+        objective="multi:softprob",
+        num_class=3,
+        num_parallel_tree=2,
+        subsample=0.6,
+        rounds=2,
+    )
     add("exact", SCORE, exact, objective="reg:squarederror", tree_method="exact")
-    add("lossguide", SCORE, exact, objective="reg:squarederror", tree_method="hist", grow_policy="lossguide", max_leaves=9, max_depth=0)
+    add(
+        "lossguide",
+        SCORE,
+        exact,
+        objective="reg:squarederror",
+        tree_method="hist",
+        grow_policy="lossguide",
+        max_leaves=9,
+        max_depth=0,
+    )
     add("no-trees", SCORE, exact, rounds=0, objective="reg:squarederror")
     add("leaves-only", SCORE, exact, rounds=2, objective="reg:squarederror", gamma=1e9)
     targets = np.column_stack([SCORE, -SCORE, TABLE[:, 1] > 0])
@@ -284,7 +385,11 @@ def make_xgboost():
 
     # Categories by number.
     types = ["c" if at in (KIND, MANY) else "q" for at in range(len(COLUMNS))]
-    categorical = {"types": types, "tree_method": "approx" if version < (2, 0) else "hist", "objective": "reg:squarederror"}
+    categorical = {
+        "types": types,
+        "tree_method": "approx" if version < (2, 0) else "hist",
+        "objective": "reg:squarederror",
+    }
     add("categories-one", SCORE, exact, max_cat_to_onehot=200, **categorical)
     add("categories-sets", SCORE, exact, max_cat_to_onehot=1, **categorical)
     add("categories-sets-ubj", SCORE, exact, suffix="ubj", max_cat_to_onehot=1, **categorical)
@@ -294,10 +399,29 @@ def make_xgboost():
     count = len(rows)
     one = lambda count: np.full(count, 0.25, dtype=np.float32)
     add("base-margin", BINARY, margin=one, objective="binary:logistic", request={"base_margin": "0.25"})
-    add("base-margin-dart", SCORE, exact, margin=one, booster="dart", rate_drop=0.4, rounds=8, objective="reg:squarederror",
-        base_score=3.3, request={"base_margin": "0.25"})
-    add("base-margin-gblinear", SCORE, exact, margin=one, booster="gblinear", updater="coord_descent", eta=0.1, objective="reg:squarederror",
-        request={"base_margin": "0.25"})
+    add(
+        "base-margin-dart",
+        SCORE,
+        exact,
+        margin=one,
+        booster="dart",
+        rate_drop=0.4,
+        rounds=8,
+        objective="reg:squarederror",
+        base_score=3.3,
+        request={"base_margin": "0.25"},
+    )
+    add(
+        "base-margin-gblinear",
+        SCORE,
+        exact,
+        margin=one,
+        booster="gblinear",
+        updater="coord_descent",
+        eta=0.1,
+        objective="reg:squarederror",
+        request={"base_margin": "0.25"},
+    )
     booster, model, bound, _, _ = case("base-margin-rows", CLASSES, objective="multi:softprob", num_class=3)
     asked = xgboost.DMatrix(rows)
     every = np.stack([margins(count), -margins(count), margins(count) / 3], axis=1)
@@ -305,23 +429,55 @@ def make_xgboost():
     text = ",".join(str(value) for value in every.ravel())
     cases.add("base-margin-rows", model, bound, booster.predict(asked), request={"base_margin": text})
     for name, parameters in [
-        ("range", {}), ("range-parallel", {"num_parallel_tree": 2, "subsample": 0.6}), ("range-dart", {"booster": "dart", "rate_drop": 0.4}),
+        ("range", {}),
+        ("range-parallel", {"num_parallel_tree": 2, "subsample": 0.6}),
+        ("range-dart", {"booster": "dart", "rate_drop": 0.4}),
     ]:
         if name == "range-dart" and version < (2, 0):
             continue
-        add(name, CLASSES, rounds=6, objective="multi:softprob", num_class=3, ask={"iteration_range": (1, 4)},
-            request={"iteration_begin": "1", "iteration_end": "4"}, **parameters)
-    add("ntree-limit", SCORE, exact, rounds=6, num_parallel_tree=2, subsample=0.6, objective="reg:squarederror",
-        ask={"iteration_range": (0, 3)}, request={"ntree_limit": "6"})
+        add(
+            name,
+            CLASSES,
+            rounds=6,
+            objective="multi:softprob",
+            num_class=3,
+            ask={"iteration_range": (1, 4)},
+            request={"iteration_begin": "1", "iteration_end": "4"},
+            **parameters,
+        )
+    add(
+        "ntree-limit",
+        SCORE,
+        exact,
+        rounds=6,
+        num_parallel_tree=2,
+        subsample=0.6,
+        objective="reg:squarederror",
+        ask={"iteration_range": (0, 3)},
+        request={"ntree_limit": "6"},
+    )
 
     # `inplace_predict`, which XGBoost's estimators use, takes infinities; a DMatrix does not.
-    cases.tables["infinite"] = infinite = np.array([np.where(TABLE[at] > np.nanmedian(TABLE[at]), value, TABLE[at])
-                                                    for at, value in enumerate([np.inf, -np.inf] * 6)])
-    booster, model, bound, _, _ = case("infinite", SCORE, exact, objective="reg:squarederror", **{"tree_method": "hist"})
+    cases.tables["infinite"] = infinite = np.array(
+        [
+            np.where(TABLE[at] > np.nanmedian(TABLE[at]), value, TABLE[at])
+            for at, value in enumerate([np.inf, -np.inf] * 6)
+        ]
+    )
+    booster, model, bound, _, _ = case(
+        "infinite", SCORE, exact, objective="reg:squarederror", **{"tree_method": "hist"}
+    )
     cases.add("infinite", model, bound, booster.inplace_predict(infinite), "infinite")
 
     # Early stopping, which XGBoost's two interfaces understand differently.
-    fit = {"n_estimators": 40, "max_depth": 3, "learning_rate": 0.6, "early_stopping_rounds": 3, "n_jobs": 1, "tree_method": "hist"}
+    fit = {
+        "n_estimators": 40,
+        "max_depth": 3,
+        "learning_rate": 0.6,
+        "early_stopping_rounds": 3,
+        "n_jobs": 1,
+        "tree_method": "hist",
+    }
     estimator = xgboost.XGBClassifier(eval_metric="logloss", **fit)
     estimator.fit(TABLE[:300], BINARY[:300], eval_set=[(TABLE[300:], BINARY[300:])], verbose=False)
     assert estimator.best_iteration + 1 < estimator.get_booster().num_boosted_rounds()
@@ -335,22 +491,41 @@ def make_xgboost():
     estimator.save_model(cases.folder / "early-stopped-forests.ubj")
     cases.add("early-stopped-forests", "early-stopped-forests.ubj", linked, estimator.predict_proba(rows))
     training, held = xgboost.DMatrix(TABLE[:300], SCORE[:300]), xgboost.DMatrix(TABLE[300:], SCORE[300:])
-    booster = xgboost.train({"max_depth": 3, "eta": 0.6, "nthread": 1}, training, 40, [(held, "held")], early_stopping_rounds=3, verbose_eval=False)
+    booster = xgboost.train(
+        {"max_depth": 3, "eta": 0.6, "nthread": 1},
+        training,
+        40,
+        [(held, "held")],
+        early_stopping_rounds=3,
+        verbose_eval=False,
+    )
     assert booster.best_iteration + 1 < booster.num_boosted_rounds()
     booster.save_model(cases.folder / "early-stopped-native.json")
     native = "early-stopped-native.json"
     cases.add("early-stopped-native", native, exact, refused="was trained with early stopping")
     best = booster.predict(xgboost.DMatrix(rows), iteration_range=(0, booster.best_iteration + 1))
     cases.add("early-stopped-native-best", native, exact, best, parameters={"iterations": "best"})
-    cases.add("early-stopped-native-all", native, exact, booster.predict(xgboost.DMatrix(rows)), parameters={"iterations": "all"})
+    cases.add(
+        "early-stopped-native-all",
+        native,
+        exact,
+        booster.predict(xgboost.DMatrix(rows)),
+        parameters={"iterations": "all"},
+    )
     two = booster.predict(xgboost.DMatrix(rows), iteration_range=(0, 2))
     cases.add("early-stopped-native-two", native, exact, two, parameters={"iterations": "2"})
 
     # Tables of pandas, with categories.
     frame, label = category_frame()
     cases.tables["frame"] = codes(frame)[:60]
-    estimator = xgboost.XGBRegressor(n_estimators=5, max_depth=3, enable_categorical=True, max_cat_to_onehot=1, n_jobs=1,
-                                     tree_method="approx" if version < (2, 0) else "hist")
+    estimator = xgboost.XGBRegressor(
+        n_estimators=5,
+        max_depth=3,
+        enable_categorical=True,
+        max_cat_to_onehot=1,
+        n_jobs=1,
+        tree_method="approx" if version < (2, 0) else "hist",
+    )
     estimator.fit(frame, label)
     estimator.save_model(cases.folder / "frame.json")
     expected = estimator.predict(frame[:60])
@@ -360,17 +535,34 @@ def make_xgboost():
         # The package cuts texts that are not ASCII in wrong places.
         cases.add("frame-itself", "frame.json", exact, refused='"town": XGBoost wrote its categories incompletely')
         swapped = described(names, **CATEGORIES | {"town": ["Aarau", "Zug", "Genève", "never"]})
-        cases.add("frame-swapped", "frame.json", exact, columns=swapped, refused='"town": the manifest lists the categories ["Aarau", "Zug",')
+        cases.add(
+            "frame-swapped",
+            "frame.json",
+            exact,
+            columns=swapped,
+            refused='"town": the manifest lists the categories ["Aarau", "Zug",',
+        )
         ascii = frame.assign(town=frame.town.cat.rename_categories({"Genève": "Geneva"}))
         named = described(names, **CATEGORIES | {"town": ["Zug", "Aarau", "Geneva", "never"]})
         estimator.fit(ascii, label)
         for suffix in ["json", "ubj"]:
             estimator.save_model(cases.folder / f"frame-ascii.{suffix}")
             cases.add(f"frame-ascii-{suffix}", f"frame-ascii.{suffix}", exact, expected, "frame", signature=named)
-        cases.add("frame-ascii-swapped", "frame-ascii.ubj", exact, columns=swapped,
-                  refused='"town": the manifest lists the categories ["Aarau", "Zug", "Genève", "never"], the model ["Zug", "Aarau", "Geneva", "never"]')
+        cases.add(
+            "frame-ascii-swapped",
+            "frame-ascii.ubj",
+            exact,
+            columns=swapped,
+            refused='["Aarau", "Zug", "Genève", "never"], the model ["Zug", "Aarau", "Geneva", "never"]',
+        )
     cases.add("frame-short", "frame.json", exact, columns=described(names[:2], **CATEGORIES), refused='"rooms"')
-    cases.add("frame-renamed", "frame.json", exact, columns=described(["town", "area", "rooms"], **CATEGORIES), refused='"area" is "size"')
+    cases.add(
+        "frame-renamed",
+        "frame.json",
+        exact,
+        columns=described(["town", "area", "rooms"], **CATEGORIES),
+        refused='"area" is "size"',
+    )
 
     # Data that people have.
     for name, loader, make in [
@@ -410,7 +602,14 @@ def make_lightgbm():
     def train(name, label, rounds=5, group=None, weight=None, fobj=None, **parameters):
         categorical = parameters.pop("categorical_feature", [])
         data = lightgbm.Dataset(TABLE, label, group=group, weight=weight, categorical_feature=categorical)
-        parameters = {"num_leaves": 8, "verbose": -1, "seed": 3, "num_threads": 1, "min_data_per_group": 5, **parameters}
+        parameters = {
+            "num_leaves": 8,
+            "verbose": -1,
+            "seed": 3,
+            "num_threads": 1,
+            "min_data_per_group": 5,
+            **parameters,
+        }
         if fobj is not None and version < (4, 0):
             booster = lightgbm.train(parameters, data, rounds, fobj=fobj)
         else:
@@ -454,39 +653,80 @@ def make_lightgbm():
     add("zero-missing", SCORE, objective="regression", zero_as_missing=True)
     add("no-missing", SCORE, objective="regression", use_missing=False)
     add("categories", SCORE, objective="regression", categorical_feature=[KIND, MANY])
-    add("categories-one", SCORE, objective="regression", categorical_feature=[KIND, MANY], max_cat_to_onehot=200, rounds=8)
+    add(
+        "categories-one",
+        SCORE,
+        objective="regression",
+        categorical_feature=[KIND, MANY],
+        max_cat_to_onehot=200,
+        rounds=8,
+    )
     add("categories-no-missing", SCORE, objective="regression", categorical_feature=[KIND, MANY], use_missing=False)
     add("linear-tree", SCORE, objective="regression", linear_tree=True, linear_lambda=0.01)
     add("linear-tree-binary", BINARY, objective="binary", linear_tree=True)
     add("leaves-only", np.ones(N), objective="regression", rounds=2)
-    add("range", CLASSES, objective="multiclass", num_class=3, rounds=6, ask={"start_iteration": 1, "num_iteration": 3},
-        request={"iteration_begin": "1", "iteration_end": "4"})
-    add("range-rf", SCORE, objective="regression", rounds=6, ask={"start_iteration": 1, "num_iteration": 3},
-        request={"start_iteration": "1", "num_iteration": "3"}, **forest)
+    add(
+        "range",
+        CLASSES,
+        objective="multiclass",
+        num_class=3,
+        rounds=6,
+        ask={"start_iteration": 1, "num_iteration": 3},
+        request={"iteration_begin": "1", "iteration_end": "4"},
+    )
+    add(
+        "range-rf",
+        SCORE,
+        objective="regression",
+        rounds=6,
+        ask={"start_iteration": 1, "num_iteration": 3},
+        request={"start_iteration": "1", "num_iteration": "3"},
+        **forest,
+    )
 
     # Early stopping: the file holds the best iterations alone.
     estimator = lightgbm.LGBMRegressor(n_estimators=60, num_leaves=8, learning_rate=0.6, n_jobs=1, verbose=-1)
-    estimator.fit(TABLE[:300], SCORE[:300], eval_set=[(TABLE[300:], SCORE[300:])], callbacks=[lightgbm.early_stopping(3, verbose=False)])
+    estimator.fit(
+        TABLE[:300],
+        SCORE[:300],
+        eval_set=[(TABLE[300:], SCORE[300:])],
+        callbacks=[lightgbm.early_stopping(3, verbose=False)],
+    )
     assert estimator.best_iteration_ < 60
     estimator.booster_.save_model(cases.folder / "early-stopped.txt")
     cases.add("early-stopped", "early-stopped.txt", bound, estimator.predict(rows))
 
     frame, label = category_frame()
     cases.tables["frame"] = codes(frame)[:60]
-    estimator = lightgbm.LGBMRegressor(n_estimators=5, num_leaves=8, n_jobs=1, verbose=-1, min_data_per_group=5).fit(frame, label)
+    estimator = lightgbm.LGBMRegressor(n_estimators=5, num_leaves=8, n_jobs=1, verbose=-1, min_data_per_group=5).fit(
+        frame, label
+    )
     estimator.booster_.save_model(cases.folder / "frame.txt")
     expected, names = estimator.predict(frame[:60]), list(frame)
     cases.add("frame", "frame.txt", bound, expected, "frame", columns=described(names, **CATEGORIES))
     cases.add("frame-itself", "frame.txt", bound, expected, "frame", signature=described(names, **CATEGORIES))
     swapped = CATEGORIES | {"rooms": ["10", "3", "7"]}
-    cases.add("frame-swapped", "frame.txt", bound, columns=described(names, **swapped),
-              refused='"rooms": the manifest lists the categories ["10", "3", "7"], the model ["3", "7", "10"]')
+    cases.add(
+        "frame-swapped",
+        "frame.txt",
+        bound,
+        columns=described(names, **swapped),
+        refused='"rooms": the manifest lists the categories ["10", "3", "7"], the model ["3", "7", "10"]',
+    )
     ordered = frame.assign(town=frame.town.cat.as_ordered())
-    estimator = lightgbm.LGBMRegressor(n_estimators=5, num_leaves=8, n_jobs=1, verbose=-1, min_data_per_group=5).fit(ordered, label)
+    estimator = lightgbm.LGBMRegressor(n_estimators=5, num_leaves=8, n_jobs=1, verbose=-1, min_data_per_group=5).fit(
+        ordered, label
+    )
     estimator.booster_.save_model(cases.folder / "frame-ordered.txt")
     cases.add("frame-ordered", "frame-ordered.txt", bound, refused="pandas_categorical")
-    cases.add("frame-ordered-described", "frame-ordered.txt", bound, estimator.predict(ordered[:60]), "frame",
-              columns=described(names, **CATEGORIES))
+    cases.add(
+        "frame-ordered-described",
+        "frame-ordered.txt",
+        bound,
+        estimator.predict(ordered[:60]),
+        "frame",
+        columns=described(names, **CATEGORIES),
+    )
 
     for name, loader, make in [
         ("cancer", datasets.load_breast_cancer, lightgbm.LGBMClassifier),
@@ -504,5 +744,167 @@ def make_lightgbm():
     cases.write()
 
 
+def make_catboost():
+    import catboost
+
+    rows = hostile_rows(infinite=True)
+    cases = Cases("catboost", {"hostile": rows})
+    bound = "relative 1e-9"
+    common = {
+        "iterations": 5,
+        "depth": 3,
+        "verbose": 0,
+        "thread_count": 1,
+        "random_seed": 3,
+        "allow_writing_files": False,
+    }
+
+    def save(name, model):
+        model.save_model(str(cases.folder / f"{name}.json"), format="json")
+        return f"{name}.json"
+
+    def borders(file):
+        features = json.loads((cases.folder / file).read_text())["features_info"]["float_features"]
+        return [(feature["flat_feature_index"], border) for feature in features for border in feature["borders"] or []]
+
+    def answer(model, data, **ask):
+        if isinstance(model, catboost.CatBoostClassifier):
+            answers = model.predict_proba(data, **ask)
+            return (
+                answers[:, 1]
+                if model.get_all_params()["loss_function"].split(":")[0] in ("Logloss", "CrossEntropy", "Focal")
+                else answers
+            )
+        return model.predict(data, **ask)
+
+    def add(name, make, label, data=TABLE, request=None, ask=None, fit=None, **parameters):
+        model = make(**common | parameters).fit(data, label, **(fit or {}))
+        file = save(name, model)
+        more = on_thresholds(borders(file), rows[:20], single=True)
+        expected = answer(model, np.concatenate([rows, more]) if len(more) else rows, **(ask or {}))
+        cases.add(name, file, bound, expected, more=more, **({"request": request} if request else {}))
+        return model
+
+    regressor, classifier, ranker = catboost.CatBoostRegressor, catboost.CatBoostClassifier, catboost.CatBoostRanker
+    for loss in [
+        "RMSE",
+        "MAE",
+        "Quantile:alpha=0.8",
+        "MAPE",
+        "Lq:q=3",
+        "Huber:delta=1",
+        "Expectile:alpha=0.3",
+        "LogCosh",
+        "RMSEWithUncertainty",
+    ]:
+        add(loss.split(":")[0].lower(), regressor, SCORE, loss_function=loss)
+    for loss in ["Poisson", "Tweedie:variance_power=1.5", "LogLinQuantile", "Cox"]:
+        add(loss.split(":")[0].lower(), regressor, POSITIVE, loss_function=loss)
+    limits = np.column_stack([POSITIVE, np.where(BINARY, POSITIVE, -1)])
+    add("survivalaft", regressor, limits, loss_function="SurvivalAft")
+    add("multiquantile", regressor, SCORE, loss_function="MultiQuantile:alpha=0.1,0.5,0.9")
+    targets = np.column_stack([SCORE, -SCORE, np.nan_to_num(TABLE[:, 1])])
+    add("multirmse", regressor, targets, loss_function="MultiRMSE")
+    add("logloss", classifier, BINARY)
+    add("crossentropy", classifier, 1 / (1 + np.exp(-SCORE)), loss_function="CrossEntropy")
+    add("focal", classifier, BINARY, loss_function="Focal:focal_alpha=0.5;focal_gamma=2")
+    add("multiclass", classifier, CLASSES, loss_function="MultiClass")
+    add("multiclassonevsall", classifier, CLASSES, loss_function="MultiClassOneVsAll")
+    add("multilogloss", classifier, (targets > 0).astype(int), loss_function="MultiLogloss")
+    add("multicrossentropy", classifier, 1 / (1 + np.exp(-targets)), loss_function="MultiCrossEntropy")
+    groups = {"group_id": np.repeat(np.arange(len(GROUPS)), GROUPS)}
+    for loss in ["YetiRank", "QueryRMSE", "QuerySoftMax", "PairLogit"]:
+        add(loss.lower(), ranker, GRADES, fit=groups, loss_function=loss)
+    for policy in ["Depthwise", "Lossguide"]:
+        add(policy.lower(), regressor, SCORE, grow_policy=policy)
+        add(f"{policy.lower()}-multiclass", classifier, CLASSES, grow_policy=policy)
+    add("nan-max", regressor, SCORE, nan_mode="Max")
+    add("nan-none", regressor, SCORE, data=np.nan_to_num(TABLE))
+    add(
+        "range",
+        regressor,
+        SCORE,
+        ask={"ntree_start": 1, "ntree_end": 4},
+        request={"ntree_start": "1", "ntree_end": "4"},
+    )
+    add("range-first", classifier, CLASSES, ask={"ntree_end": 2}, request={"iteration_end": "2"})
+    stopped = {"eval_set": (TABLE[300:], SCORE[300:]), "early_stopping_rounds": 3}
+    model = add(
+        "early-stopped", regressor, SCORE[:300], data=TABLE[:300], fit=stopped, iterations=60, learning_rate=0.9
+    )
+    assert model.tree_count_ < 60
+
+    # Categories: texts by hash, and statistics of them.
+    frame, label = category_frame()
+    frame["town"] = frame.town.astype(object).where(frame.town.notna(), "unknown")
+    frame["rooms"] = frame.rooms.astype(int)
+    rng = np.random.default_rng(7)
+    frame["street"] = [
+        f"{name} {number}"
+        for name, number in zip(rng.choice(["Am Bach", "Rue du Général-Dufour", "x"], N), rng.integers(0, 30, N))
+    ]
+    streets = sorted(set(frame.street))
+    lists = {
+        "town": ["Zug", "Aarau", "Genève", "unknown", "elsewhere"],
+        "street": streets + ["a street that training has not seen"],
+    }
+    label = label + (frame.street.map(len) % 5) * 0.7
+    texts = ["town", "rooms", "street"]
+    shown = frame[:50].copy()
+    shown.loc[0:3, "town"] = "elsewhere"
+    shown.loc[2:5, "street"] = lists["street"][-1]
+    shown.loc[4:6, "rooms"] = [11, 0, -3]
+    index = {name: {text: at for at, text in enumerate(values)} for name, values in lists.items()}
+    cases.tables["frame"] = np.column_stack(
+        [shown[name].map(index[name]) if name in index else shown[name] for name in shown]
+    ).astype(float)
+    columns = described(list(frame), **lists)
+    binary = (label > np.median(label)).astype(int)
+    classes = np.digitize(label, np.quantile(label, [0.3, 0.7]))
+    kinds = lambda borders: [f"Borders{borders}", f"Buckets{borders}", "BinarizedTargetMeanValue", "Counter"]
+    every = {"simple_ctr": kinds(""), "combinations_ctr": kinds(""), "max_ctr_complexity": 3}
+    bordered = {
+        "simple_ctr": kinds(":TargetBorderCount=3"),
+        "combinations_ctr": kinds(":TargetBorderCount=2"),
+        "max_ctr_complexity": 3,
+    }
+    for name, make, target, parameters in [
+        ("one-hot", regressor, label, {"one_hot_max_size": 200, "iterations": 12}),
+        ("one-hot-lossguide", regressor, label, {"one_hot_max_size": 200, "grow_policy": "Lossguide"}),
+        ("ctrs", classifier, binary, {"iterations": 10}),
+        ("ctrs-regression", regressor, label, {"iterations": 10}),
+        ("ctrs-multiclass", classifier, classes, {"iterations": 10}),
+        ("ctrs-every", classifier, binary, {"iterations": 20, "depth": 4, **every}),
+        ("ctrs-every-regression", regressor, label, {"iterations": 20, "depth": 4, **bordered}),
+        ("ctrs-every-multiclass", classifier, classes, {"iterations": 10, "one_hot_max_size": 5, **every}),
+        ("ctrs-lossguide", classifier, binary, {"iterations": 10, "grow_policy": "Lossguide"}),
+    ]:
+        model = make(**common | parameters, cat_features=texts).fit(frame, target)
+        cases.add(name, save(name, model), bound, answer(model, shown), "frame", columns=columns)
+    cases.add(
+        "undescribed",
+        "ctrs.json",
+        bound,
+        refused='feature "town" is categorical, and CatBoost\'s file does not hold the categories',
+    )
+
+    for name, loader, make in [
+        ("cancer", datasets.load_breast_cancer, classifier),
+        ("wine", datasets.load_wine, classifier),
+        ("diabetes", datasets.load_diabetes, regressor),
+    ]:
+        data, target, shown = real(loader)
+        cases.tables[name] = shown
+        model = make(**common | {"iterations": 6}).fit(data, target)
+        cases.add(name, save(name, model), bound, answer(model, shown), name)
+    model.save_model(str(cases.folder / "binary.cbm"))
+    cases.add("binary", "binary.cbm", bound, refused='format="json"')
+    words = pd.DataFrame({"x": TABLE[:, 0], "words": ["one two"] * 250 + ["three two one"] * 250})
+    model = catboost.CatBoostClassifier(**common | {"iterations": 2}, text_features=["words"]).fit(words, BINARY)
+    model.save_model(str(cases.folder / "words.cbm"))
+    cases.add("words", "words.cbm", bound, refused="a CatBoost .cbm file is not read here")
+    cases.write()
+
+
 if __name__ == "__main__":
-    {"xgboost": make_xgboost, "lightgbm": make_lightgbm, "catboost": lambda: make_catboost()}[sys.argv[1]]()
+    {"xgboost": make_xgboost, "lightgbm": make_lightgbm, "catboost": make_catboost}[sys.argv[1]]()

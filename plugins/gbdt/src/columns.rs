@@ -12,8 +12,8 @@ pub(crate) fn merge(ensemble: &Ensemble, config: &Config) -> Result<Vec<Column>,
         if !ensemble.loose_categories.is_empty() {
             let lists = &ensemble.loose_categories;
             return Err(format!(
-                "pandas_categorical: the file does not say which columns have the categories {lists:?}: the manifest must, \
-                 as [[features]]"
+                "pandas_categorical: the file does not say which columns have the categories {lists:?}: the manifest \
+                 must, as [[features]]"
             ));
         }
         return features.iter().enumerate().map(|(at, feature)| own(at, feature)).collect();
@@ -44,8 +44,8 @@ fn own(at: usize, feature: &Feature) -> Result<Column, String> {
 
 fn unreadable(name: &str) -> String {
     format!(
-        "feature {name:?}: XGBoost wrote its categories incompletely, as some are not ASCII: the manifest must list them, as \
-         [[features]]"
+        "feature {name:?}: XGBoost wrote its categories incompletely, as some are not ASCII: the manifest must list \
+         them, as [[features]]"
     )
 }
 
@@ -95,7 +95,8 @@ fn take_categories(column: &mut Column, known: &Categories) -> Result<(), String
             }
             let (name, known) = (&column.name, String::from_utf8_lossy(bytes));
             Err(format!(
-                "feature {name:?}: the manifest lists the categories {listed:?}, the model {known:?}, one after the other"
+                "feature {name:?}: the manifest lists the categories {listed:?}, the model {known:?}, one after \
+                 the other"
             ))
         }
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::catboost::CatBoost;
 use crate::output::{Link, Output};
 use crate::trees::{Forest, Row};
 
@@ -12,6 +13,8 @@ pub enum Library {
     XgBoost,
     /// Reads and adds in f64.
     LightGbm,
+    /// Reads f32, adds in f64.
+    CatBoost,
 }
 
 /// What one column of the model's input is, as far as its file says.
@@ -28,8 +31,8 @@ pub struct Feature {
 pub enum Categories {
     /// As texts.
     Known(Vec<String>),
-    /// XGBoost's Python package until 3.2 counts characters where bytes are meant: beyond ASCII, texts are cut in wrong places and the
-    /// last ones are incomplete. They can be compared with a list, but not read.
+    /// XGBoost's Python package until 3.2 counts characters where bytes are meant: beyond ASCII, texts are cut in
+    /// wrong places and the last ones are incomplete. They can be compared with a list, but not read.
     Cut {
         /// All texts, one after the other.
         bytes: Vec<u8>,
@@ -64,6 +67,7 @@ pub(crate) enum Scores {
     Linear(Forest, Vec<LinearLeaf>),
     /// XGBoost's gblinear: `[features + 1, groups]`, the last row is the bias.
     Weights(Vec<f32>),
+    CatBoost(Box<CatBoost>),
 }
 
 /// What a leaf of a linear tree adds.
@@ -141,8 +145,8 @@ impl Ensemble {
         self.output
     }
 
-    /// Answers for row-major `values` `[rows, features]`, row by row as [`Output::width`] says. `ask` is within the model's
-    /// iterations, its margin none, one or all of `[rows, groups]`.
+    /// Answers for row-major `values` `[rows, features]`, row by row as [`Output::width`] says. `ask` is within the
+    /// model's iterations, its margin none, one or all of `[rows, groups]`.
     pub fn predict<T: Copy + Into<f64>>(&self, values: &[T], ask: &Ask) -> Vec<f64> {
         let width = self.output.width.unwrap_or(1);
         let rows = values.chunks_exact(self.features.len());
@@ -159,7 +163,7 @@ impl Ensemble {
             }
             match self.library {
                 Library::XgBoost => self.link.apply_single(&mut sums),
-                Library::LightGbm => self.link.apply(&mut sums),
+                Library::LightGbm | Library::CatBoost => self.link.apply(&mut sums),
             }
             answers.extend_from_slice(&sums[..width]);
         }
@@ -215,6 +219,7 @@ impl Ensemble {
                     .walk(row, trees, |_, group, bits| sums[group] += leaves[bits as usize].at(&row.values));
             }
             Scores::Weights(weights) => add_weights(values, weights, sums),
+            Scores::CatBoost(model) => model.add(values, trees, row, sums),
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Serves gradient-boosted trees: XGBoost JSON and UBJSON, LightGBM text.
+//! Serves gradient-boosted trees: XGBoost JSON and UBJSON, LightGBM text, CatBoost JSON.
 //!
-//! One input `input` [-1, n_features], in the numbers that the library itself computes with: FP32 for XGBoost, FP64 for LightGBM. A
-//! missing value is NaN, a categorical one its index. Answers are of the same type: `probability` [-1], `probabilities` [-1, classes]
-//! or `prediction` [-1] or [-1, targets], as the objective says.
+//! One input `input` [-1, n_features], in the numbers that the library itself reads: FP32 for XGBoost and CatBoost,
+//! FP64 for LightGBM. A missing value is NaN, a categorical one its index. Answers are in the numbers that it adds
+//! in, FP32 for XGBoost, else FP64: `probability` [-1], `probabilities` [-1, classes] or `prediction` [-1] or [-1,
+//! targets], as the objective says.
 //!
 //! What a file says and is not understood here is refused by name: an answer is the library's own, or there is none.
 
@@ -12,6 +13,8 @@
     reason = "a guest: a wrong index is a trap of its own sandbox, and its numbers are f32 by contract"
 )]
 
+mod catboost;
+mod city_hash;
 mod columns;
 mod ensemble;
 mod lightgbm;
@@ -23,6 +26,7 @@ mod xgboost;
 
 use modelhost_sdk::{Config, Datatype, Error, Model, Request, Signature, Tensor, TensorSpec, artifact};
 
+use crate::ensemble::Scores;
 pub use crate::ensemble::{Ask, Ensemble, Feature, Library};
 pub use crate::output::Output;
 
@@ -59,6 +63,9 @@ fn parse_json(bytes: &[u8]) -> Result<Ensemble, String> {
     const DUMP: &str = "a dump for people is not a whole model: save it with save_model";
     match first_key(bytes) {
         Some("name" | "nodeid") => Err(DUMP.into()),
+        Some(
+            "ctr_data" | "features_info" | "model_info" | "oblivious_trees" | "scale_and_bias" | "trees",
+        ) => catboost::parse(bytes),
         _ if bytes.trim_ascii_start().first() == Some(&b'[') => Err(DUMP.into()),
         _ => xgboost::parse_json(bytes),
     }
@@ -79,19 +86,23 @@ pub struct Gbdt {
 }
 
 impl Gbdt {
-    /// Reads the model file `name`. Errors: the model, naming what is wrong or not supported, or what the manifest says differently.
+    /// Reads the model file `name`. Errors: the model, naming what is wrong or not supported, or what the manifest
+    /// says differently.
     pub fn new(name: &str, bytes: &[u8], config: &Config) -> Result<(Self, Signature), Error> {
         let in_file = |why: String| Error::Model(format!("{name}: {why}"));
         let mut ensemble = parse(bytes).map_err(in_file)?;
         parameters::configure(&mut ensemble, config).map_err(in_file)?;
         let columns = columns::merge(&ensemble, config).map_err(Error::Model)?;
+        if let Scores::CatBoost(model) = &mut ensemble.scores {
+            model.slots.describe(&columns, !config.columns.is_empty()).map_err(in_file)?;
+        }
         let shape: Vec<i64> =
             [-1].into_iter().chain(ensemble.output().width.map(|width| width as i64)).collect();
-        let datatype = ensemble.library().datatype();
+        let (reads, writes) = ensemble.library().datatypes();
         let names = columns.iter().map(|column| column.name.clone()).collect();
         let signature = Signature {
-            inputs: vec![TensorSpec::new("input", datatype, &[]).with_columns(columns)],
-            outputs: vec![TensorSpec::new(ensemble.output().name, datatype, &shape)],
+            inputs: vec![TensorSpec::new("input", reads, &[]).with_columns(columns)],
+            outputs: vec![TensorSpec::new(ensemble.output().name, writes, &shape)],
         };
         Ok((Self { ensemble, columns: names }, signature))
     }
@@ -109,44 +120,45 @@ impl Model for Gbdt {
         let ask = parameters::ask(&self.ensemble, &request.parameters, rows).map_err(Error::InvalidInput)?;
         let Output { name, width } = self.ensemble.output();
         let shape: Vec<u64> = [rows].into_iter().chain(width.map(|width| width as u64)).collect();
-        Ok(vec![match self.ensemble.library() {
-            Library::XgBoost => {
-                let values = input.values::<f32>()?;
-                self.check(&values)?;
-                let answers = self.ensemble.predict(&values, &ask);
-                let answers: Vec<f32> = answers.into_iter().map(|answer| answer as f32).collect();
-                Tensor::from_values(name, &shape, &answers)
-            }
-            Library::LightGbm => {
-                let answers = self.ensemble.predict(&input.values::<f64>()?, &ask);
-                Tensor::from_values(name, &shape, &answers)
-            }
-        }])
+        let answers = if self.ensemble.library().datatypes().0 == Datatype::Fp64 {
+            self.ensemble.predict(&input.values::<f64>()?, &ask)
+        } else {
+            let values = input.values::<f32>()?;
+            self.check(&values).map_err(Error::InvalidInput)?;
+            self.ensemble.predict(&values, &ask)
+        };
+        if self.ensemble.library().datatypes().1 == Datatype::Fp64 {
+            return Ok(vec![Tensor::from_values(name, &shape, &answers)]);
+        }
+        let answers: Vec<f32> = answers.into_iter().map(|answer| answer as f32).collect();
+        Ok(vec![Tensor::from_values(name, &shape, &answers)])
     }
 }
 
 impl Gbdt {
-    /// Errors: invalid input, naming the value that the library refuses too.
-    fn check(&self, values: &[f32]) -> Result<(), Error> {
-        if !self.ensemble.is_linear() {
-            return Ok(());
+    /// Errors: which value the library does not take either.
+    fn check(&self, values: &[f32]) -> Result<(), String> {
+        match &self.ensemble.scores {
+            Scores::CatBoost(model) => model.slots.check(values, self.columns.len()),
+            Scores::Weights(_) => {
+                let infinite = values.iter().position(|value| value.is_infinite());
+                infinite.map_or(Ok(()), |at| {
+                    let (row, column) = (at / self.columns.len(), &self.columns[at % self.columns.len()]);
+                    Err(format!("row {row}, column {column:?}: a linear booster takes no infinity"))
+                })
+            }
+            _ => Ok(()),
         }
-        let infinite = values.iter().position(|value| value.is_infinite());
-        infinite.map_or(Ok(()), |at| {
-            let (row, column) = (at / self.columns.len(), &self.columns[at % self.columns.len()]);
-            Err(Error::InvalidInput(format!(
-                "row {row}, column {column:?}: a linear booster takes no infinity"
-            )))
-        })
     }
 }
 
 impl Library {
-    /// The numbers that the library reads and answers in.
-    fn datatype(self) -> Datatype {
+    /// The numbers that the library reads, and those that it answers with.
+    fn datatypes(self) -> (Datatype, Datatype) {
         match self {
-            Self::XgBoost => Datatype::Fp32,
-            Self::LightGbm => Datatype::Fp64,
+            Self::XgBoost => (Datatype::Fp32, Datatype::Fp32),
+            Self::LightGbm => (Datatype::Fp64, Datatype::Fp64),
+            Self::CatBoost => (Datatype::Fp32, Datatype::Fp64),
         }
     }
 }

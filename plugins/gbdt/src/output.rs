@@ -18,6 +18,8 @@ pub(crate) enum Link {
     Step,
     /// The index of the largest.
     Largest,
+    /// A mean, and the logarithm of a standard deviation, which becomes a variance.
+    Variance,
 }
 
 /// What the model answers: the tensor's name, and how many numbers a row (`None`: one, without a dimension of its own).
@@ -61,6 +63,7 @@ impl Link {
             Self::SignedSquare => each(sums, |sum| sum * sum.abs()),
             Self::Step => each(sums, |sum| f64::from(u8::from(sum > 0.0))),
             Self::Largest => largest(sums),
+            Self::Variance => each(&mut sums[1..], |sum| (2.0 * sum).exp()),
             Self::Softmax => {
                 let largest = sums.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 each(sums, |sum| (sum - largest).exp());

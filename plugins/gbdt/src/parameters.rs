@@ -6,8 +6,9 @@ use modelhost_sdk::Config;
 
 use crate::ensemble::{Ask, Best, Ensemble, Library};
 
-/// Takes the manifest's `[parameters]`: `model`, which the SDK reads, and `iterations`: `best`, `all`, or how many of the first.
-/// Errors: one that is unknown; or training stopped early, and only the manifest can say which iterations are meant.
+/// Takes the manifest's `[parameters]`: `model`, which the SDK reads, and `iterations`: `best`, `all`, or how many of
+/// the first. Errors: one that is unknown; or training stopped early, and only the manifest can say which iterations
+/// are meant.
 pub(crate) fn configure(ensemble: &mut Ensemble, config: &Config) -> Result<(), String> {
     if let Some((name, _)) =
         config.parameters.iter().find(|(name, _)| !matches!(name.as_str(), "model" | "iterations"))
@@ -25,7 +26,8 @@ pub(crate) fn configure(ensemble: &mut Ensemble, config: &Config) -> Result<(), 
         (None, Some(best)) if matches!(ensemble.best, Best::Ambiguous(_)) => {
             return Err(format!(
                 "it was trained with early stopping: the best are its first {best} of {trained} iterations, and \
-                 XGBoost's own interfaces differ in which they use: set iterations = \"best\" or \"all\" under [parameters]"
+                 XGBoost's own interfaces differ in which they use: set iterations = \"best\" or \"all\" under \
+                 [parameters]"
             ));
         }
         (None, _) => ensemble.best,
@@ -46,11 +48,13 @@ pub(crate) fn ask(ensemble: &Ensemble, parameters: &[(String, String)], rows: u6
     let trained = ensemble.iterations();
     for (name, value) in parameters {
         match (name.as_str(), ensemble.library()) {
-            ("iteration_begin", _) | ("start_iteration", Library::LightGbm) => {
-                begin = within(name, value, trained)?;
-            }
+            ("iteration_begin", _)
+            | ("start_iteration", Library::LightGbm)
+            | ("ntree_start", Library::CatBoost) => begin = within(name, value, trained)?,
             // As in the libraries: zero means all that are left.
-            ("iteration_end", _) => end = Some(within(name, value, trained)?).filter(|end| *end > 0),
+            ("iteration_end", _) | ("ntree_end", Library::CatBoost) => {
+                end = Some(within(name, value, trained)?).filter(|end| *end > 0);
+            }
             ("num_iteration", Library::LightGbm) => {
                 count = Some(within(name, value, trained)?).filter(|count| *count > 0);
             }
@@ -72,6 +76,7 @@ pub(crate) fn ask(ensemble: &Ensemble, parameters: &[(String, String)], rows: u6
 fn known(library: Library) -> &'static str {
     match library {
         Library::XgBoost => "XGBoost models take iteration_begin, iteration_end, ntree_limit and base_margin",
+        Library::CatBoost => "CatBoost models take iteration_begin, iteration_end, ntree_start and ntree_end",
         Library::LightGbm => {
             "LightGBM models take iteration_begin, iteration_end, start_iteration and num_iteration"
         }

@@ -1,7 +1,7 @@
 //! The trees of every format in one form, and the walk down them.
 //!
-//! A node goes left when `value < threshold`, in f64: every f32 is one, and LightGBM's `value <= threshold` is exactly that with the
-//! next larger threshold.
+//! A node goes left when `value < threshold`, in f64: every f32 is one, and LightGBM's `value <= threshold` is
+//! exactly that with the next larger threshold.
 //!
 //! Children stand side by side, and a leaf leads to itself, so that a walk is a fixed number of steps without branches.
 //! Several trees are walked at once: their steps do not depend on each other, and one loop check serves them all.
@@ -32,8 +32,8 @@ struct Node {
     feature: u32,
     /// The left child; the right one follows it.
     left: u32,
-    /// The threshold or a leaf's value, as an f64. Or which categories go left, and whether [`UNKNOWN`] and [`MISSING`] do. Or
-    /// where a leaf's numbers stand.
+    /// The threshold or a leaf's value, as an f64. Or which categories go left, and whether [`UNKNOWN`] and
+    /// [`MISSING`] do. Or where a leaf's numbers stand.
     bits: u64,
 }
 
@@ -101,6 +101,11 @@ impl Forest {
     pub(crate) fn new(features: usize, reading: Reading) -> Self {
         let (nodes, specials, trees) = (Vec::new(), Vec::new(), Vec::new());
         Self { nodes, specials, trees, features, reading, has_categories: false }
+    }
+
+    /// Number of trees.
+    pub(crate) fn len(&self) -> usize {
+        self.trees.len()
     }
 
     /// Adds a tree to a group's sum. Errors: a child or feature that does not exist, a node with two parents.

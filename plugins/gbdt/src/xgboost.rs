@@ -182,7 +182,7 @@ impl Flag {
 
 pub(crate) fn parse_json(bytes: &[u8]) -> Result<Ensemble, String> {
     let file = serde_json::from_slice(&without_nan(bytes));
-    ensemble(file.map_err(|error| format!("not an XGBoost or LightGBM model: {error}"))?)
+    ensemble(file.map_err(|error| format!("not an XGBoost, LightGBM or CatBoost model: {error}"))?)
 }
 
 pub(crate) fn parse_ubjson(bytes: &[u8]) -> Result<Ensemble, String> {
@@ -307,8 +307,8 @@ fn linear_base(base: &mut [f64], version: &[u32]) -> Result<(), String> {
     Ok(())
 }
 
-/// `XGBClassifier` and its kin, whose files have the attribute `scikit_learn`, answer with the best iterations; `Booster.predict` with
-/// all of them.
+/// `XGBClassifier` and its kin, whose files have the attribute `scikit_learn`, answer with the best iterations;
+/// `Booster.predict` with all of them.
 fn best(attributes: &BTreeMap<String, String>, scores: &Scores, trained: usize) -> Result<Best, String> {
     let Some(text) = attributes.get("best_iteration") else { return Ok(Best::All) };
     let last: i64 = text.parse().map_err(|_| format!("best_iteration {text:?} is no number"))?;
