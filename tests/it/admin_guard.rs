@@ -1,4 +1,4 @@
-//! The admin port and the data folder against those who mean harm: pages of other sites, other teams, slow senders, and what was stored.
+//! Attacks on the admin port and the data folder: by pages of other sites, other teams, slow senders and local users.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -22,7 +22,7 @@ fn primary(client: &Client) -> Value {
     client.admin("GET", "/models/demo/m", &Value::Null).unwrap().body["policy"]["primary"].clone()
 }
 
-/// Sends as a browser or `curl` would and returns the status and the text of the refusal.
+/// Sends a request as a browser or `curl` would. Returns the status and the text of the error.
 fn send(client: &Client, method: &str, url: &str, body: &[u8], headers: &[(&str, &str)]) -> (u16, String) {
     let answer = client.send(method, url, body, headers).unwrap();
     (answer.status, answer.error().to_owned())
@@ -67,14 +67,14 @@ fn pages_of_other_sites_change_and_predict_nothing() {
             assert_eq!(status, 403, "{page:?}: {error}");
         }
     }
-    // A name that was pointed here after the page was loaded.
+    // DNS rebinding: a name that points here since the page was loaded.
     let rebound = [("host", "evil.example"), ("origin", "http://evil.example")];
     assert_eq!(send(&host.client, "POST", &infer, rows.as_bytes(), &rebound).0, 403);
     assert_eq!(
         send(&host.client, "GET", &format!("{admin}/models"), b"", &[("host", "evil.example")]).0,
         403
     );
-    // What a form or a plain `fetch` can send without asking.
+    // A form or a simple `fetch` can send these without a preflight request.
     for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=b", ""] {
         let headers = [("content-type", kind)];
         assert_eq!(send(&host.client, "POST", &promote, to_1, &headers).0, 415, "{kind:?}");
@@ -84,7 +84,7 @@ fn pages_of_other_sites_change_and_predict_nothing() {
     assert_eq!(send(&host.client, "OPTIONS", &promote, b"", &[("origin", "http://evil.example")]).0, 403);
     assert_eq!(primary(&host.client), 2);
 
-    // The host's own pages, and programs.
+    // The host's own pages and programs are let in.
     let ours = [JSON, ("origin", own), ("sec-fetch-site", "same-origin")];
     assert_eq!(send(&host.client, "POST", &promote, to_1, &ours).0, 200);
     assert_eq!(send(&host.client, "POST", &rollback, b"", &[]).0, 200);
@@ -158,9 +158,13 @@ fn a_digest_gives_another_prefix_nothing() {
     let stolen = register(&host.client, "shop/credit");
     assert_eq!(stolen.status, 400, "{stolen:?}");
     assert!(stolen.error().contains("was not uploaded to prefix \"shop\""), "{stolen:?}");
-    assert_eq!(register(&host.client, "bank/other").status, 200, "its own prefix's");
+    assert_eq!(register(&host.client, "bank/other").status, 200, "the blob belongs to its prefix");
     let host = host.restart(|_| {});
-    assert_eq!(register(&host.client, "bank/third").status, 200, "also after a restart");
+    assert_eq!(
+        register(&host.client, "bank/third").status,
+        200,
+        "the blob belongs to its prefix after a restart too"
+    );
     assert_eq!(register(&host.client, "shop/credit").status, 400);
     host.client.register("shop/credit", &package, true);
 }
@@ -194,7 +198,7 @@ fn slow_and_endless_senders_are_let_go() {
         assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
         assert!(answer.contains("did not arrive in time"), "{answer}");
     }
-    assert!(started.elapsed() < Duration::from_secs(25), "they were waited for");
+    assert!(started.elapsed() < Duration::from_secs(25), "the host waited for slow senders");
     assert_eq!(fs::read_dir(host.data().join("blobs/partial")).unwrap().count(), 0);
     host.client.register(MODEL, &Package::fault("echo", ""), true);
 }

@@ -1,4 +1,4 @@
-//! The response cache: opt-in, right, and shared by concurrent equal requests.
+//! The response cache is opt-in, gives right answers, and lets concurrent equal requests share one run.
 
 use modelhost_tests::{Host, Package, x};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ fn equal_requests_are_answered_from_the_cache_and_say_so() {
     host.client.register("demo/m", &Package::fault("echo", "response_cache = true"), true);
     let first = host.client.post(INFER, &x(&[1.5]));
     assert_eq!((first.headers["modelhost-cache"].as_str(), first.headers.get("age")), ("miss", None));
-    // Another id, another dialect, another order of keys: the same request.
+    // Another id or another dialect is still the same request.
     let mut again = x(&[1.5]);
     again["id"] = "another".into();
     let hit = host.client.post(INFER, &again);
@@ -36,7 +36,7 @@ fn equal_requests_are_answered_from_the_cache_and_say_so() {
     let line = "nv_cache_num_hits_per_model{model=\"demo/m\",version=\"1\"} 2";
     assert!(metrics.as_str().unwrap().contains(line), "{metrics}");
     assert_eq!(host.client.get("/v2/models/demo/m/config").body["response_cache"], json!({"enable": true}));
-    // Another version never answers for this one.
+    // The cache keeps versions apart.
     host.client.register(
         "demo/m",
         &Package::fault("echo", "response_cache = true\ndescription = 'next'"),

@@ -1,4 +1,4 @@
-//! The real binary: forms that scripts rely on, exit codes, an orderly end.
+//! The real binary: output that scripts rely on, exit codes, and a graceful shutdown.
 
 use std::process::{Command, Output};
 
@@ -113,7 +113,11 @@ fn sigterm_lets_requests_finish() {
     let client = host.client.clone();
     let request = std::thread::spawn(move || client.post("/v2/models/demo/slow/infer", &x(&[10_000.0])));
     while json(&host, &["deployment", "show", "default"])["running"] == 0 && !request.is_finished() {}
-    assert!(!request.is_finished(), "the request must still run when the signal comes: {:?}", request.join());
+    assert!(
+        !request.is_finished(),
+        "the request must still run when the signal arrives: {:?}",
+        request.join()
+    );
     host.signal("-TERM");
     assert_eq!(request.join().unwrap().status, 200);
     assert_eq!(host.child.wait().unwrap().code(), Some(0));
@@ -157,7 +161,7 @@ fn deployments_usage_and_top() {
     assert!(plan.contains("1 versions would be unloaded") && plan.contains("--yes"), "{plan}");
     let done = json(&host, &["deployment", "recreate", "team", "--yes"]);
     assert_eq!(done["done"], true);
-    assert_eq!(json(&host, &["deployment", "show", "team"])["loaded"], 1, "what is pinned comes back");
+    assert_eq!(json(&host, &["deployment", "show", "team"])["loaded"], 1, "a pinned version is loaded again");
     assert_eq!(modelhost(&host, &["deployment", "delete", "team"]).status.code(), Some(3));
     assert!(ok(&host, &["place", "bank/credit", "default"]).contains("default"));
     assert_eq!(ok(&host, &["deployment", "delete", "team"]), "deleted team");

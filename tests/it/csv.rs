@@ -1,4 +1,4 @@
-//! CSV files on the short URL: streamed in both directions, in bounded memory.
+//! CSV files on a model's own URL. They stream in both directions, in bounded memory.
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use modelhost_tests::{Client, Package, Process, held_out};
 use serde_json::Value;
 
-/// The held-out rows as a CSV file, its header apart.
+/// The held-out rows as a CSV file: the header, then the rows.
 fn file() -> (String, String) {
     let (rows, _) = held_out("xgboost");
     let rows = rows.as_array().unwrap();
@@ -21,7 +21,7 @@ fn file() -> (String, String) {
     (header, rows.iter().map(line).collect())
 }
 
-/// `curl`, which sends standard input as it comes and prints what comes back.
+/// A `curl` that sends standard input as it arrives and prints the answer.
 fn curl(client: &Client, arguments: &[&str]) -> Command {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "-X", "POST", "-H", "Content-Type: text/csv", "-H", "Expect:", "-T", "-"])
@@ -31,7 +31,7 @@ fn curl(client: &Client, arguments: &[&str]) -> Command {
     curl
 }
 
-/// Sends the header and `times` times the rows; returns curl's exit code and what came back.
+/// Sends the header, then the rows `times` times. Returns curl's exit code and the answer.
 fn send(client: &Client, arguments: &[&str], times: usize, rows: &str) -> (Option<i32>, String) {
     let header = file().0;
     let rows = rows.to_owned();
@@ -39,7 +39,7 @@ fn send(client: &Client, arguments: &[&str], times: usize, rows: &str) -> (Optio
     let mut input = child.stdin.take().unwrap();
     let sender = std::thread::spawn(move || {
         let sent = input.write_all(header.as_bytes());
-        // A refused file is not read to its end.
+        // The host does not read a refused file to its end.
         drop(sent.and_then(|()| (0..times).try_for_each(|_| input.write_all(rows.as_bytes()))));
     });
     let mut answer = String::new();
@@ -48,7 +48,7 @@ fn send(client: &Client, arguments: &[&str], times: usize, rows: &str) -> (Optio
     (child.wait().unwrap().code(), answer)
 }
 
-/// The most memory that the process ever had resident, in bytes.
+/// The process's peak resident memory, in bytes.
 fn peak_resident(process: &Process) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
@@ -70,14 +70,14 @@ fn a_file_passes_through_in_bounded_memory() {
     );
 
     let times = (32 << 20) / rows.len();
-    // Registration needed more: count from here. Source: proc(5), clear_refs.
+    // Registration had a higher peak, so reset it. Source: proc(5), clear_refs.
     std::fs::write(format!("/proc/{}/clear_refs", host.child.id()), "5").unwrap();
     let before = peak_resident(&host);
     let (code, answer) = send(&host.client, &[], times, &rows);
     let grown = peak_resident(&host) - before;
     assert_eq!((code, answer.lines().count()), (Some(0), times * expected.len() + 1));
     println!("{} bytes passed through {grown} bytes", times * rows.len());
-    assert!(grown < 8 << 20, "{grown} more bytes were resident");
+    assert!(grown < 8 << 20, "resident memory grew by {grown} bytes");
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn what_is_wrong_is_said_before_the_first_answer_and_cuts_the_connection_after()
     let (code, answer) = send(&host.client, &["-w", "%{http_code}"], 1, broken);
     assert_eq!(code, Some(0));
     assert!(answer.contains("record 0") && answer.ends_with("400"), "{answer}");
-    // Far enough in for answers to have gone out: curl says that the transfer ended early (18) or broke (92, 56).
+    // By this row, answers were sent. curl reports that the transfer ended early (18) or broke (92, 56).
     let late = rows.repeat(20) + broken;
     let (code, answer) = send(&host.client, &[], 1, &late);
     assert!(matches!(code, Some(18 | 56 | 92)), "curl ended with {code:?}");

@@ -1,4 +1,4 @@
-//! Deployments: bounds of their own, what they do to each other, and what is told of them.
+//! Deployments: their bounds, their isolation from each other, and their reports.
 
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ fn infer(client: &Client, model: &str) -> u16 {
     client.post(&format!("/v2/models/{model}/infer"), &x(&[1.0])).status
 }
 
-/// Waits until `there` holds.
+/// Waits until `there` returns true.
 pub(crate) fn until(what: &str, there: impl Fn() -> bool) {
     let begun = Instant::now();
     while !there() {
@@ -87,12 +87,12 @@ fn they_are_made_changed_recreated_and_deleted_and_survive_a_restart() {
         let (_, rows) = admin(client, "GET", "/usage", &Value::Null);
         rows.as_array().unwrap().iter().find(|row| row["model"] == model).unwrap().clone()
     };
-    assert_eq!(usage("demo/a")["answered"], 3, "what it did stays known");
+    assert_eq!(usage("demo/a")["answered"], 3, "its counters are kept");
     place(client, "demo/a", "default");
     assert_eq!(
         [&show(client, "team-a")["loaded"], &show(client, "team-a")["versions"]],
         [0, 0],
-        "nothing stays behind"
+        "the old deployment keeps nothing"
     );
     assert_eq!(infer(client, "demo/a"), 200);
     assert_eq!(
@@ -115,7 +115,8 @@ fn they_are_made_changed_recreated_and_deleted_and_survive_a_restart() {
 
 #[test]
 fn the_configuration_file_names_them_too() {
-    let settings = "instances = 50\n[deployments.gpu]\ninstances = 2\nisolation = 'instance'\ncapabilities = ['wasi:nn']";
+    let settings = "instances = 50\n\
+                    [deployments.gpu]\ninstances = 2\nisolation = 'instance'\ncapabilities = ['wasi:nn']";
     let host = Host::start_with(|config| {
         let data_dir = config.data_dir.clone();
         let file = data_dir.with_extension("toml");
@@ -128,7 +129,7 @@ fn the_configuration_file_names_them_too() {
         [&row["instances"], &row["isolation"], &row["capabilities"]],
         [&json!(2), &json!("instance"), &json!(["wasi:nn"])]
     );
-    // The deployment's isolation is for manifests that ask for none.
+    // The deployment's isolation applies only to manifests that set none.
     let register = |manifest: &str| {
         let package = Package::fault("count", manifest);
         let answer = host.client.try_register_in("demo/m", &package, "gpu").unwrap();
@@ -155,7 +156,7 @@ fn a_capability_must_be_allowed_where_the_version_runs() {
     assert_eq!(status, 400, "{moved}");
 }
 
-/// One deployment is full and busy; the other answers as if it were not there.
+/// One deployment is full and busy. The other one answers as usual.
 #[test]
 fn a_full_deployment_does_not_fill_another() {
     let host = Host::start();
@@ -186,11 +187,11 @@ fn a_full_deployment_does_not_fill_another() {
         ] {
             assert!(text.contains(line), "{line}");
         }
-        // Tearing it down refuses who waits; who runs ends by itself.
+        // A torn-down deployment refuses waiting requests. Running requests end by themselves.
         let (_, done) = admin(client, "POST", "/deployments/noisy/recreate", &json!({}));
         assert_eq!([&done["refused"], &done["finishing"]], [3, 2]);
         let statuses: Vec<_> = flood.into_iter().map(|request| request.join().unwrap()).collect();
-        // Whether the guest's clock or the request's ends first is a matter of microseconds.
+        // The guest's deadline and the request's are microseconds apart, so either may pass first.
         let ended = statuses.iter().filter(|status| [502, 504].contains(*status)).count();
         let refused = statuses.iter().filter(|status| **status == 503).count();
         assert_eq!([refused, ended], [10, 2], "{statuses:?}");
@@ -207,7 +208,7 @@ fn instances_share_the_memory_of_their_deployment() {
     assert!(answer.error().contains("of the 1 MiB that they may have together"), "{}", answer.error());
     admin(&host.client, "PATCH", "/deployments/small", &json!({"memory_mib": 64}));
     assert_eq!(infer(&host.client, "demo/m"), 200);
-    assert_eq!(show(&host.client, "small")["memory_bytes"], 0, "given back");
+    assert_eq!(show(&host.client, "small")["memory_bytes"], 0, "the memory is given back");
 }
 
 #[test]
@@ -224,7 +225,7 @@ fn what_does_not_fit_makes_room_or_is_refused() {
         row["evictions"].as_u64().unwrap() > 0 && row["loaded_bytes"].as_u64().unwrap() <= 1 << 20,
         "{row}"
     );
-    // Pinned ones stay, so that there is no room left for another.
+    // Pinned versions stay in memory, so at some point another one has no room.
     let mut refused = None;
     for model in &models {
         let answer = host.client.operate(model, "pin", &json!({"pinned": true}));
@@ -233,7 +234,7 @@ fn what_does_not_fit_makes_room_or_is_refused() {
             break;
         }
     }
-    let refused = refused.expect("not all fit");
+    let refused = refused.expect("not all versions fit");
     assert_eq!(refused.status, 507);
     assert!(refused.error().contains("serve or are pinned"), "{}", refused.error());
 }
@@ -244,7 +245,7 @@ fn warm_instances_come_with_demand_and_go_without() {
     host.client.register("demo/m", &Package::fault("count", "isolation = 'instance'"), true);
     assert_eq!(infer(&host.client, "demo/m"), 200);
     let idle = || show(&host.client, "default")["idle_instances"].as_u64().unwrap();
-    until("down to zero", || idle() == 0);
+    until("no warm instance is left", || idle() == 0);
     assert_eq!(show(&host.client, "default")["memory_bytes"], 0);
     let answer = host.client.post("/v2/models/demo/m/infer", &x(&[1.0]));
     assert_eq!(answer.body["outputs"][0]["data"][0], 1.0, "a new instance counts from the start");
@@ -259,7 +260,7 @@ fn usage_tells_what_a_version_took() {
         assert_eq!(infer(&host.client, "demo/m"), 200);
     }
     let (_, rows) = admin(&host.client, "GET", "/usage", &Value::Null);
-    assert_eq!(rows.as_array().unwrap().len(), 1, "only what was used: {rows}");
+    assert_eq!(rows.as_array().unwrap().len(), 1, "only versions that were used: {rows}");
     let row = &rows[0];
     assert_eq!(
         [&row["model"], &row["version"], &row["deployment"]],
@@ -279,7 +280,7 @@ fn usage_tells_what_a_version_took() {
     assert!(seconds > 0.0 && seconds < 20.0, "{seconds}");
 }
 
-/// A guest that trusts nobody's code: machine code that somebody changed is compiled again, not run.
+/// The host does not run machine code that was changed on disk. It compiles the component again.
 #[test]
 fn changed_machine_code_is_not_run() {
     let host = Host::start();

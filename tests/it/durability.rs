@@ -1,4 +1,4 @@
-//! What was acknowledged survives; what was not leaves nothing half done.
+//! Acknowledged changes survive a crash. Other changes are not left half done.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,13 +41,13 @@ fn comes_back_to_the_same_state_and_answers() {
         let path = "/v2/models/demo/m/infer";
         users.map(|user| client.post_with(path, &x(&[1.0]), &[("x-user", &user)]).version).collect()
     };
-    // The counts of comparisons start anew with the host, so nothing is asked before.
+    // The comparison counts start at zero with the host, so nothing is predicted before.
     let before = without_loaded(&host.client);
     let host = host.restart(|_| {});
     assert_eq!(without_loaded(&host.client), before);
     let answers = ask(&host.client);
     let host = host.restart(|_| {});
-    assert_eq!(ask(&host.client), answers, "sticky callers stay across restarts");
+    assert_eq!(ask(&host.client), answers, "sticky callers keep their version across restarts");
     assert_eq!(host.client.operate(MODEL, "rollback", &json!({})).body["primary"], 3);
 }
 
@@ -66,7 +66,7 @@ fn kill_9_during_register_promote_and_rollback_loses_nothing_acknowledged() {
                 versions.len() as u64 >= registered,
                 "round {round}: {registered} were acknowledged, {detail}"
             );
-            // The operation that was under way when the host died may have been written or not.
+            // The operation in progress when the host died may or may not have been written.
             let now = detail["policy"]["primary"].as_u64().unwrap();
             assert!(now == primary || under_way == Some(now), "round {round}: {now} {primary} {under_way:?}");
             promoted = Some(now);
@@ -79,7 +79,7 @@ fn kill_9_during_register_promote_and_rollback_loses_nothing_acknowledged() {
             if round == 0 {
                 crate::deployments::until("some are registered", || acknowledged.load(Ordering::Relaxed) > 3);
             }
-            std::thread::sleep(Duration::from_millis(40 + round * 7 % 160)); // it is killed at any moment
+            std::thread::sleep(Duration::from_millis(40 + round * 7 % 160)); // the kill comes at a varying moment
             process.signal("-KILL");
             stop.store(true, Ordering::Relaxed);
             let (last, pending, more) = work.join().unwrap();
@@ -88,13 +88,13 @@ fn kill_9_during_register_promote_and_rollback_loses_nothing_acknowledged() {
             registered = registered.max(more);
         });
         let partial = fs::read_dir(data.path().join("blobs/partial")).unwrap().count();
-        assert!(partial <= 1, "one upload at a time was under way");
+        assert!(partial <= 1, "there was only one upload at a time");
     }
-    assert!(registered > 3, "{registered} versions: the loop did its work");
+    assert!(registered > 3, "only {registered} versions were registered");
 }
 
-/// Registers, promotes and rolls back until the host is gone; returns the last acknowledged primary, the primary that an
-/// operation under way would have made, and how many versions were acknowledged.
+/// Registers, promotes and rolls back until the host is gone. Returns the last acknowledged primary, the primary of the
+/// operation in progress, and the number of acknowledged versions.
 fn operate(
     client: &Client,
     (stop, acknowledged): (&AtomicBool, &AtomicU64),
@@ -177,7 +177,7 @@ fn a_corrupted_artifact_is_named_and_mended_by_an_upload() {
     let (rows, _) = modelhost_tests::held_out("logistic");
     let answer = host.client.post("/models/demo/credit/", &rows);
     assert_eq!(answer.status, 500, "{answer:?}");
-    assert!(serves(&host.client), "another model serves on");
+    assert!(serves(&host.client), "another model still serves");
     let promote = host.client.operate("demo/credit", "promote", &json!({"version": 1}));
     assert!(promote.error().contains("artifact \"model.json\": blob"), "{promote:?}");
     assert!(promote.error().contains("is corrupt"), "{promote:?}");
@@ -186,10 +186,11 @@ fn a_corrupted_artifact_is_named_and_mended_by_an_upload() {
     assert_eq!(host.client.post("/models/demo/credit/", &rows).status, 200);
 }
 
-/// A small file system of its own, unmounted when dropped. `None` where this process may not mount.
+/// A small file system. Dropping it unmounts it.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
+    /// Mounts one. Returns `None` if this process may not mount.
     fn mount(options: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let mounted =

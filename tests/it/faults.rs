@@ -1,4 +1,4 @@
-//! A plugin that misbehaves is named, costs nobody else anything, and is counted.
+//! A plugin that misbehaves is named and counted, and does not affect other models.
 
 use modelhost_tests::{Host, Package, x};
 
@@ -95,7 +95,8 @@ fn what_does_not_load_is_not_registered() {
     refused(
         &missing,
         400,
-        "runtime \"nope\" is not shipped with this host, which has [\"gbdt\", \"linear\", \"onnx\", \"onnx-sandboxed\"]",
+        "runtime \"nope\" is not shipped with this host, which has \
+         [\"gbdt\", \"linear\", \"onnx\", \"onnx-sandboxed\"]",
     );
     assert_eq!(client.admin("GET", "/models/demo/bad", &serde_json::Value::Null).unwrap().status, 404);
 }
@@ -110,7 +111,7 @@ fn a_fresh_instance_remembers_nothing_and_a_warm_one_does() {
     assert_eq!([count("/v2/models/demo/warm/infer"), count("/v2/models/demo/warm/infer")], [1.0, 2.0]);
 }
 
-/// Who waits no longer than the plugin may run is not told that the plugin failed.
+/// A caller's deadline may be shorter than the plugin's. The error then does not blame the plugin.
 #[test]
 fn a_callers_own_deadline_is_not_the_plugins_fault() {
     let host = Host::start();

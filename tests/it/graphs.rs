@@ -1,4 +1,4 @@
-//! Graphs that the host evaluates: with tract, and with the ONNX Runtime of the Python environment that the tests use.
+//! Graphs that the host evaluates, with tract and with the ONNX Runtime of the tests' Python environment.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,13 @@ fn fixture(name: &str) -> Vec<u8> {
     fs::read(root().join("tests/fixtures/onnx").join(name)).unwrap()
 }
 
-/// The Python environment with the package onnxruntime; none, on a laptop without a network, skips the test.
+/// The Python environment with the package onnxruntime. The test is skipped if it is missing.
 fn onnxruntime() -> Option<PathBuf> {
     let python = python()?;
     Some(Path::new(python.get_program()).parent()?.parent()?.to_path_buf())
 }
 
-/// A host whose default deployment lets versions have graphs.
+/// A host whose default deployment allows graphs.
 pub(crate) fn host() -> Host {
     Host::start_with(|config| {
         config.onnxruntime = onnxruntime();
@@ -31,7 +31,7 @@ pub(crate) fn host() -> Host {
     })
 }
 
-/// The example that tells digits apart.
+/// The example that recognises digits.
 pub(crate) fn digits() -> Package {
     let folder = root().join("examples/digits");
     let read = |path: PathBuf| fs::read(path).unwrap();
@@ -62,7 +62,7 @@ fn answers_are_those_of_onnxruntime_in_python() {
         }
         for backend in ["tract", "onnxruntime"] {
             if backend == "tract" && (name.starts_with("ml_") || name == "loop") {
-                continue; // tract has no such operators
+                continue; // tract lacks these operators
             }
             let model = format!("{backend}/{name}");
             let graphs = format!("[graphs]\nbackend = '{backend}'");
@@ -140,7 +140,7 @@ fn weights_beside_a_graph_are_the_versions_own_files_alone() {
         host.client.register("demo/apart", &package("['model.onnx', 'weights.bin']", &whole), true);
         let answer = host.client.post("/v2/models/demo/apart/infer", &ones);
         assert_eq!(answer.body["outputs"][0]["data"], json!([12.0, 16.0]), "{answer:?}");
-        // A file of the folder in which this runs, in the name's place.
+        // The graph names a file of the host's working directory instead.
         let mut thief = model.clone();
         let at = thief.windows(11).position(|window| window == b"weights.bin").unwrap();
         thief[at..at + 11].copy_from_slice(b"it/cache.rs");
@@ -172,7 +172,7 @@ fn a_gpu_that_is_not_there_is_refused_and_auto_takes_the_processor() {
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
-/// Vulkan in software, part of Chromium, stands in for a GPU of whatever maker.
+/// Vulkan in software, a part of Chromium, stands in for a GPU.
 #[test]
 fn webgpu_evaluates_beside_versions_that_come_and_go() {
     let chromium = Path::new("/usr/lib/chromium");
@@ -229,7 +229,7 @@ fn webgpu_evaluates_beside_versions_that_come_and_go() {
         let data = answer.body["outputs"][0]["data"].as_array().unwrap().clone();
         data.iter().map(|value| value.as_f64().unwrap()).collect::<Vec<_>>()
     };
-    // 2.4 GB between input and output.
+    // This needs 2.4 GB between input and output.
     let rows = json!({"name": "x", "datatype": "FP32", "shape": [600_000, 1], "data": vec![1; 600_000]});
     let answer = client.post("/v2/models/demo/wide/infer", &json!({"inputs": [rows]}));
     assert_eq!(answer.status, 503, "{answer:?}");
@@ -289,7 +289,7 @@ fn a_library_that_is_missing_or_another_is_named() {
         let answer = process.client.try_register("demo/m", &told, true).unwrap();
         assert_eq!(answer.status, 422, "{answer:?}");
         assert!(answer.error().contains(why), "{answer:?}");
-        // Whoever leaves the choice to the host gets tract.
+        // A manifest that leaves the choice to the host gets tract.
         process.client.register("demo/m", &Package::graph(fixture("mlp.onnx"), ""), true);
         let answer = process.client.post("/v2/models/demo/m/infer", &json!({"inputs": [x(1)]}));
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -300,7 +300,8 @@ fn a_library_that_is_missing_or_another_is_named() {
 #[test]
 fn the_standard_interface_serves_named_and_loaded_graphs_and_says_what_is_wrong() {
     let host = host();
-    let manifest = "component = 'guest.wasm'\nartifacts = ['mlp.onnx', 'graph.bin']\ncapabilities = ['wasi:nn']\nlimits = { graph_mib = 100 }\n";
+    let manifest = "component = 'guest.wasm'\nartifacts = ['mlp.onnx', 'graph.bin']\n\
+                    capabilities = ['wasi:nn']\nlimits = { graph_mib = 100 }\n";
     let package = Package {
         manifest: manifest.to_owned(),
         files: vec![
@@ -373,11 +374,11 @@ fn an_evaluation_past_its_deadline_is_stopped_and_keeps_nobody_waiting() {
         host.client.post("/v2/models/demo/loop/infer", &json!({"inputs": [turns, x]}))
     };
     for _ in 0..3 {
-        (0..20).for_each(|_| assert_eq!(ask(1).status, 200)); // short so far
+        (0..20).for_each(|_| assert_eq!(ask(1).status, 200)); // a history of short runs
         let late = ask(1 << 40);
         assert_eq!(late.status, 502, "{late:?}");
         assert!(late.error().contains("did not answer within its deadline of 1000 ms"), "{late:?}");
-        // Its one session is free again, because the evaluation was stopped.
+        // The evaluation was stopped, so its only session is free again.
         let answer = ask(3);
         assert_eq!(answer.body["outputs"][0]["data"], json!([4.0]), "{answer:?}");
     }
@@ -425,7 +426,7 @@ fn graphs_come_back_after_a_restart_and_stay_within_their_limit() {
         line.rsplit(' ').next().unwrap().to_owned()
     };
     assert_eq!(evaluations("demo/m"), "1");
-    assert_eq!(evaluations("demo/warm"), "2", "its example runs on every load, so that a GPU is warm");
+    assert_eq!(evaluations("demo/warm"), "2", "its example runs on every load, to warm a GPU up");
 }
 
 #[test]
@@ -453,7 +454,7 @@ fn pictures_are_decoded_in_the_sandbox_and_told_apart_by_the_graph() {
     }
 }
 
-/// One picture as a binary tensor, answered in JSON.
+/// Sends one picture as a binary tensor and asks for JSON.
 fn ask_picture(host: &Host, picture: &[u8]) -> modelhost_tests::Answer {
     let length = u32::try_from(picture.len()).unwrap();
     let parameters = json!({"binary_data_size": length + 4});
@@ -479,7 +480,7 @@ fn versions_of_one_graph_share_neither_answers_nor_failures() {
         let path = format!("/v2/models/demo/ids/versions/{version}/infer");
         host.client.post(&path, &json!({"inputs": [ids(first), mask]}))
     };
-    // The table has 20 rows: whoever asks for another is at fault, alone and in a batch.
+    // The table has 20 rows. A request for another row fails, and only that request, also in a batch.
     let alone: Vec<_> = (0..16).map(|first| ask(1, first).body["outputs"].clone()).collect();
     let refused = std::thread::scope(|scope| {
         let ask = &ask;

@@ -1,4 +1,4 @@
-//! Versions that are not in memory: many callers at once, the caller's deadline, what an unload means, who is at fault.
+//! Cold versions: many callers at once, unloads, eviction across deployments, and who is at fault.
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use modelhost_tests::{Host, Package, root, x};
 use serde_json::{Value, json};
 
-/// Far beyond what any load here takes: what is not there by then never comes.
+/// Longer than any load here takes. An answer that is not there by then never comes.
 const NEVER: Duration = Duration::from_secs(90);
 
-/// Asks these models at once, each from a thread of its own; every one must answer.
+/// Sends a request to each of `models` at once, from a thread each. All must answer.
 fn all_answer(host: &Host, body: &Value, models: &[String]) {
     let (send, answers) = mpsc::channel();
     for model in models {
@@ -29,7 +29,7 @@ fn forget_compiled(data: &Path) {
     std::fs::remove_dir_all(data.join("compiled")).unwrap();
 }
 
-/// What a load does besides running: reads blobs, compiles, starts instances. None of it may wait for a thread that waits for it.
+/// A load reads blobs, compiles and starts instances. No step may wait for a thread that waits for the load.
 fn cold_versions_answer_all_callers(manifest: &str, between: fn(&Path)) {
     let host = Host::start();
     let models: Vec<_> = (0..6).map(|number| format!("demo/m{number}")).collect();
@@ -72,7 +72,7 @@ fn callers_of_cold_graphs_are_answered_after_a_restart() {
     host.stop();
 }
 
-/// A registered version that cannot be loaded is the host's matter, whoever asks.
+/// If a registered version cannot be loaded, the host is at fault, not the caller.
 #[test]
 fn a_blob_that_is_gone_is_not_the_callers_fault() {
     let host = Host::start();
@@ -110,7 +110,7 @@ fn a_withdrawal_outlives_a_move_and_a_new_start_of_its_deployment() {
     assert_eq!(infer(), 200);
 }
 
-/// Places in memory are shared by all deployments, so room is made wherever there is most to spare.
+/// All deployments share the host's places in memory, so a version of another deployment may be evicted.
 #[test]
 fn a_full_neighbour_makes_room() {
     let host = Host::start_with(|config| config.loaded_versions = Some(2));

@@ -1,11 +1,11 @@
-//! The whole host, in process and as the real binary. One binary: each more would link wasmtime again.
+//! Tests the whole host, in process and as the real binary. All are in one binary, because each binary links wasmtime.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::print_stdout,
-    reason = "tests: a panic is their way to fail"
+    reason = "tests fail by panicking"
 )]
 
 mod admin_guard;

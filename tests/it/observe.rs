@@ -1,4 +1,4 @@
-//! What is said of a request: ids, trace context, access log, spans.
+//! Observability of a request: ids, trace context, access log, spans.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -19,7 +19,7 @@ fn a_request_keeps_its_id_and_its_trace() {
     assert_eq!(answer.headers["x-request-id"], "r-7");
     let response = &answer.headers["traceresponse"];
     assert!(response.starts_with(&format!("00-{trace}-")) && response.ends_with("-01"), "{response}");
-    assert!(!response.contains("b7ad6b7169203331"), "our span is another than the caller's");
+    assert!(!response.contains("b7ad6b7169203331"), "the host's span is not the caller's");
     let answer = host.client.post(INFER, &x(&[1.0]));
     assert!(answer.headers["x-request-id"].len() == 32 && !answer.headers.contains_key("traceresponse"));
 }
@@ -51,7 +51,7 @@ fn each_request_writes_one_log_line() {
     assert_eq!((&lines[1]["status"], &lines[1]["route"]), (&404.into(), &"unknown".into()));
 }
 
-/// A collector of `opentelemetry-proto`, in Python, prints the spans that it gets.
+/// A collector in Python (`opentelemetry-proto`) prints the spans that it receives.
 #[test]
 fn spans_reach_a_collector() {
     let Some(python) = std::env::var_os("MODELHOST_TEST_PYTHON") else {
@@ -67,7 +67,7 @@ fn spans_reach_a_collector() {
     host.client.register("demo/m", &Package::fault("echo", ""), true);
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let answer = host.client.post_with(INFER, &x(&[1.0]), &[("traceparent", traceparent)]);
-    host.stop(); // the last spans go out
+    host.stop(); // sends the last spans
     let span: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
     collector.kill().unwrap();
     collector.wait().unwrap();

@@ -1,4 +1,4 @@
-//! Bounds: beyond them a fast, typed refusal; behind them steady service.
+//! Overload: the host refuses requests beyond its bounds fast, with a typed error, and serves the others.
 
 use std::sync::Barrier;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::deployments::{show, until};
 
-/// Waits until so many predictions run in the deployment.
+/// Waits until `count` predictions run in the deployment.
 fn running(host: &Host, deployment: &str, count: u32) {
     until("they run", || show(&host.client, deployment)["running"] == count);
 }
@@ -52,7 +52,7 @@ fn more_instances_than_the_pool_holds_is_a_refusal_not_a_failure() {
         true,
     );
     host.client.register("demo/other", &Package::fault("echo", "limits = { concurrency = 2 }"), true);
-    // Two deployments, which together may have more instances than the host.
+    // Two deployments together may have more instances than the host.
     host.client.admin("PUT", "/deployments/second", &json!({})).unwrap();
     host.client.admin("PUT", "/models/demo/busy/deployment", &json!({"deployment": "second"})).unwrap();
     std::thread::scope(|scope| {
@@ -67,7 +67,7 @@ fn more_instances_than_the_pool_holds_is_a_refusal_not_a_failure() {
 }
 
 #[test]
-fn who_comes_when_every_instance_is_busy_waits_its_turn() {
+fn a_request_waits_its_turn_when_every_instance_is_busy() {
     let host = Host::start_with(|config| config.instances = 2);
     let limits = "limits = { concurrency = 2, queue = 0, deadline_ms = 300 }";
     host.client.register("demo/busy", &Package::fault("spin", limits), true);
@@ -81,7 +81,7 @@ fn who_comes_when_every_instance_is_busy_waits_its_turn() {
     });
 }
 
-/// Guests that spin on every thread still leave it to others once an epoch.
+/// Guests that spin on every thread yield to others in each epoch.
 #[test]
 fn spinning_guests_do_not_stop_others() {
     let host = Host::start();
@@ -96,7 +96,10 @@ fn spinning_guests_do_not_stop_others() {
         for _ in 0..20 {
             assert_eq!(host.client.post("/v2/models/demo/good/infer", &x(&[1.0])).status, 200);
         }
-        assert!(spinning.iter().all(|thread| !thread.is_finished()), "the others were answered meanwhile");
+        assert!(
+            spinning.iter().all(|thread| !thread.is_finished()),
+            "the guests must still spin after the others were answered"
+        );
     });
 }
 

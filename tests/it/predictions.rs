@@ -1,4 +1,4 @@
-//! Right answers over both forms, and clear errors.
+//! Predictions are right over the Open Inference Protocol and over JSON records, and errors are clear.
 
 use modelhost_tests::{Host, Package, held_out, x};
 use serde_json::{Value, json};

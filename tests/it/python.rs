@@ -1,11 +1,11 @@
-//! Clients that others wrote, from PyPI; `cargo xtask test` installs them.
+//! Third-party clients from PyPI. `cargo xtask test` installs them.
 
 use std::process::Command;
 
 use modelhost_core::tensor::DType;
 use modelhost_tests::{Host, Package, components, root};
 
-/// The interpreter that has the clients; none, on a laptop without a network, skips the test.
+/// The Python with the clients. The test is skipped if it is missing.
 pub(crate) fn python() -> Option<Command> {
     let Some(python) = std::env::var_os("MODELHOST_TEST_PYTHON") else {
         assert!(std::env::var_os("CI").is_none(), "CI must have the Python clients");
@@ -35,7 +35,7 @@ fn run_at(script: &str, address: &str, arguments: &[&std::path::Path]) {
     succeeds(python.arg(root().join("tests/python").join(script)).arg(address).args(arguments));
 }
 
-/// One echo a datatype, models that fail, and a real one.
+/// A host with an echo model per datatype, models that fail, and a real model.
 fn host() -> Host {
     let host = Host::start_with(|config| {
         config.grpc_listen = Some(([127, 0, 0, 1], 0).into());
@@ -100,7 +100,7 @@ fn schemathesis_finds_no_fault_with_the_openapi_documents() {
         let Some(mut python) = python() else { return };
         let document = format!("{}/models/{model}/openapi.json", host.client.url);
         python.args(["-m", "schemathesis.cli", "run", &document, "--checks", checks, "--max-examples", "50"]);
-        // It leaves files of what it tried.
+        // schemathesis writes files to its working directory.
         succeeds(python.current_dir(host.data()));
     }
 }

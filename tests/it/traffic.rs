@@ -23,11 +23,11 @@ fn version(client: &Client, headers: &[(&str, &str)]) -> u32 {
     version
 }
 
-/// The epoch's low bit says which version is promoted; a reader allows both while it changes.
+/// An epoch counts the start and the end of each swap. A reader accepts both versions during a swap.
 #[test]
 fn twenty_swaps_under_load_fail_and_misroute_nothing() {
     let host = two_versions();
-    // Even: settled on version 1 + (epoch / 2) % 2. Odd: changing.
+    // An even epoch is settled on version 1 + (epoch / 2) % 2. An odd epoch is a swap in progress.
     let (epoch, stop, answers) = (AtomicU64::new(0), AtomicBool::new(false), AtomicU64::new(0));
     let settled = |epoch: u64| 1 + u32::try_from(epoch / 2 % 2).unwrap();
     std::thread::scope(|scope| {
@@ -157,7 +157,7 @@ fn an_unloaded_version_comes_back_with_its_next_request() {
         let detail = host.client.admin("GET", "/models/demo/m", &json!(null)).unwrap().body;
         detail["versions"][number - 1]["loaded"].as_bool().unwrap()
     };
-    assert!(loaded(1) && !loaded(2), "registered is not loaded");
+    assert!(loaded(1) && !loaded(2), "registration alone does not load a version");
     let unload = host.client.operate("demo/m", "versions/1/unload", &json!({}));
     assert_eq!(unload.body, json!({"unloaded": true}));
     assert!(!loaded(1));
@@ -184,12 +184,12 @@ fn versions_make_room_and_a_pinned_one_stays() {
         let loaded = detail["versions"].as_array().unwrap().iter().filter(|row| row["loaded"] == true);
         loaded.map(|row| row["version"].as_u64().unwrap()).collect()
     };
-    // Which of the others stay follows from how long they took to load; `serving::pool` tests that order with given times.
+    // Load times decide which of the others stay. `serving::pool` tests that order with fixed times.
     let stay = loaded(&host);
     assert!(stay.len() == 3 && stay.contains(&1) && stay.contains(&6), "{stay:?}");
     let host = host.restart(|_| {});
     while loaded(&host).is_empty() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    assert_eq!(loaded(&host), [1], "a pinned version is brought back, others wait for their first caller");
+    assert_eq!(loaded(&host), [1], "only the pinned version is loaded again without a caller");
 }

@@ -1,6 +1,7 @@
-"""Drives the pages with a real headless Chromium. Arguments: host:port, a folder for screenshots, host:port of the admin API.
+"""Drives the host's pages with a headless Chromium.
 
-The host serves demo/credit in two versions, of which one is primary, demo/echo-FP32 and demo/digits, and has no network.
+Arguments: host:port, a folder for screenshots, host:port of the admin API. The host serves two versions of demo/credit
+(v2 is primary), demo/echo-FP32 and demo/digits.
 """
 
 import json
@@ -24,10 +25,9 @@ EXPECTED = json.loads((EXAMPLE / "expected.json").read_text())["xgboost"][0]
 
 def browser(scripts):
     options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1100,1400"):
-        options.add_argument(argument)
-    # Nothing outside this machine may be needed.
-    # One name is pointed here, as by DNS rebinding.
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1100,1400"):
+        options.add_argument(f"--{argument}")
+    # One name points here, as after DNS rebinding. No other name resolves, so the pages cannot need the network.
     options.add_argument("--host-resolver-rules=MAP rebound.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     if not scripts:
         options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
@@ -67,11 +67,11 @@ def form_works(driver, name):
     shoot(driver, f"{name}-answer")
     probability = float(answer.splitlines()[0].split(":")[1])
     assert abs(probability - EXPECTED) < 1e-6 and "answered by version v2" in answer, answer
-    # What was filled in stays.
+    # The form keeps its values.
     for field, value in ROW.items():
         assert driver.find_element(By.NAME, field).get_attribute("value") == str(value), field
 
-    # A version of its own, and a value that the model does not take (the browser's own checks off).
+    # A version can be named, and a wrong value gets an error.
     driver.get(f"{URL}/models/demo/credit/v1/")
     fill(driver, ROW)
     assert "answered by version v1" in predict(driver, "answer")
@@ -89,12 +89,12 @@ def docs_work(driver):
     WebDriverWait(driver, 30).until(lambda driver: driver.find_elements(By.CLASS_NAME, "opblock"))
     operations = [block.text for block in driver.find_elements(By.CLASS_NAME, "opblock")]
     assert any("/models/demo/credit/" in text and "POST" in text for text in operations), operations
-    assert not driver.find_elements(By.CLASS_NAME, "errors-wrapper"), "the viewer finds fault with the document"
+    assert not driver.find_elements(By.CLASS_NAME, "errors-wrapper"), "the viewer reports errors in the document"
     shoot(driver, "docs")
 
 
 def picture_works(driver, name):
-    """A file in the form, and one that is no picture."""
+    """The form uploads a picture. A file that is not a picture gets an error."""
     folder = Path(__file__).parents[2] / "examples" / "digits"
     for case in json.loads((folder / "expected.json").read_text())[:3]:
         driver.get(f"{URL}/models/demo/digits/")
@@ -117,7 +117,7 @@ class HostilePage(BaseHTTPRequestHandler):
         pass
 
 
-# Everything that a page can send unasked, and what it would have to ask for.
+# Sends every kind of request that a page can send, with and without a preflight request.
 ATTACK = """
 const [urls, done] = arguments, tries = [];
 for (const [method, url, body] of urls)
@@ -135,7 +135,7 @@ def policy():
 
 
 def attack(driver, page, admin, public):
-    """Nothing that the page tries is answered with success, nor changes anything."""
+    """No request of the page succeeds or changes anything."""
     before = policy()
     driver.get(page)
     model = f"http://{admin}/v1/models/demo/credit"
@@ -149,7 +149,7 @@ def attack(driver, page, admin, public):
         ("POST", f"http://{public}/models/demo/credit/", json.dumps([ROW])),
     ]
     answers = driver.execute_async_script(ATTACK, urls)
-    # 0: an answer of another origin that the page may not see.
+    # Status 0 is an answer of another origin that the page may not read.
     assert all(answer in ("refused", 0, 403) for answer in answers), answers
     assert policy() == before, "a page of another site changed the policy"
 
@@ -159,8 +159,9 @@ def hostile_pages_are_refused(driver):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     attack(driver, f"http://127.0.0.1:{server.server_port}/", ADMIN, ADDRESS)
     port, admin_port = ADDRESS.rsplit(":", 1)[1], ADMIN.rsplit(":", 1)[1]
-    # Of one origin with the public port, by a name that is not the host's.
-    attack(driver, f"http://rebound.example:{port}/assets/docs.js", f"rebound.example:{admin_port}", f"rebound.example:{port}")
+    # The page has the origin of the public port, under a name that is not the host's.
+    public = f"rebound.example:{port}"
+    attack(driver, f"http://{public}/assets/docs.js", f"rebound.example:{admin_port}", public)
     server.shutdown()
 
 

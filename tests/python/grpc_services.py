@@ -1,6 +1,7 @@
-"""The services beside inference, with gRPC's own clients, and cancellation. Argument: host:port of a port that serves gRPC.
+"""Calls the gRPC services other than inference with gRPC's own clients, and tests cancellation.
 
-The host serves demo/echo-FP32, and demo/spins, which runs until it is stopped and lets one request run and none wait.
+Argument: host:port of a port that serves gRPC. The host serves demo/echo-FP32 and demo/spins. demo/spins runs until it
+is stopped. It runs one request at a time and lets none wait.
 """
 
 import sys
@@ -51,7 +52,7 @@ def code_of(call):
 
 
 def infer_briefly():
-    """A deadline that the caller sets stops the guest: the one place is free for the next."""
+    """The caller's deadline stops the guest, which frees the only place for the next request."""
     code = code_of(lambda: client.infer("demo/spins", [tensor], client_timeout=0.3))
     assert code == "StatusCode.DEADLINE_EXCEEDED", code
 

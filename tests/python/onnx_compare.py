@@ -1,7 +1,8 @@
-"""Random inputs, answered by onnxruntime in this process and by a host: the numbers must be the same.
+"""Compares a host with onnxruntime in this process, on random inputs.
 
-python onnx_compare.py HOST:PORT COUNT TOLERANCE GRAPH.onnx=MODEL ...
-Asks with tritonclient, tensors in binary. Differences are absolute below 1 and relative above.
+    python onnx_compare.py HOST:PORT COUNT TOLERANCE GRAPH.onnx=MODEL ...
+
+It sends binary tensors with tritonclient. Differences are absolute for values below 1, and relative above.
 """
 
 import sys
@@ -33,7 +34,7 @@ def feed(random, session):
         for at, size in enumerate(tensor.shape):
             if not isinstance(size, int):
                 sizes.setdefault(size or (tensor.name, at), int(random.integers(1, 10)))
-    if any(None in tensor.shape for tensor in session.get_inputs()):  # skl2onnx names no dimension: all are the rows
+    if any(None in tensor.shape for tensor in session.get_inputs()):  # skl2onnx: an unnamed dimension is the rows
         rows = int(random.integers(1, 10))
         sizes = {key: rows if isinstance(key, tuple) and key[1] == 0 else size for key, size in sizes.items()}
     return {
@@ -45,7 +46,7 @@ def feed(random, session):
 
 
 def plain(answer):
-    """A classifier's maps as rows of probabilities."""
+    """An answer as an array. A classifier's maps become rows of probabilities."""
     if isinstance(answer, list):
         return np.array([[row[key] for key in sorted(row)] for row in answer], np.float32)
     return np.asarray(answer)
@@ -80,7 +81,7 @@ def compare(client, session, model, count, tolerance):
 
 
 def configured(clients, model):
-    """What evaluates the model's graph, as both transports tell."""
+    """The backend of the model's graph. Both transports must report the same."""
     http, grpc = (client.get_model_config(model) for client in clients)
     told = {name: value.string_value for name, value in grpc.config.parameters.items()}
     assert told == {name: value["string_value"] for name, value in http["parameters"].items()}, (http, grpc)

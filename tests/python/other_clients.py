@@ -1,6 +1,7 @@
-"""Drives a host with the unmodified KServe and MLflow clients, and TF Serving's documented examples. Argument: host:port.
+"""Drives a host with the unmodified KServe and MLflow clients, and with TF Serving's documented examples.
 
-The host serves demo/echo-<datatype> (x [-1] in, y [-1] out), demo/fails, and demo/credit, which is its default model.
+Argument: host:port. The host serves demo/echo-<datatype> (input x [-1], output y [-1]) and demo/credit, which is its
+default model.
 """
 
 import asyncio
@@ -50,7 +51,8 @@ async def kserve_rest():
     for binary in (False, True):
         tensor = InferInput("x", [3], "FP32")
         tensor.set_data_from_numpy(values, binary_data=binary)
-        answer = await client.infer(URL, InferRequest("demo/echo-FP32", [tensor], request_id="r-1"), model_name="demo/echo-FP32")
+        request = InferRequest("demo/echo-FP32", [tensor], request_id="r-1")
+        answer = await client.infer(URL, request, model_name="demo/echo-FP32")
         assert answer.id == "r-1" and np.array_equal(answer.outputs[0].as_numpy(), values), answer
     await client.close()
 
@@ -78,7 +80,8 @@ def mlflow():
     right([row["probability"] for row in post("/invocations", {"dataframe_records": ROWS})["predictions"]])
     csv = request("/models/demo/credit/invocations", frame.to_csv(index=False).encode(), "text/csv")
     right([row["probability"] for row in json.loads(csv)["predictions"]])
-    for body, kind, status in [(b"[]", "application/json", 400), (b"{}", "text/plain", 415), (b"{}", "application/json", 400)]:
+    json_type = "application/json"
+    for body, kind, status in [(b"[]", json_type, 400), (b"{}", "text/plain", 415), (b"{}", json_type, 400)]:
         try:
             request("/invocations", body, kind)
             raise AssertionError(f"{body} was accepted")
@@ -92,7 +95,8 @@ def mlflow():
 
 
 def request(path, body, kind="application/json"):
-    with urllib.request.urlopen(urllib.request.Request(URL + path, data=body, headers={"Content-Type": kind})) as response:
+    call = urllib.request.Request(URL + path, data=body, headers={"Content-Type": kind})
+    with urllib.request.urlopen(call) as response:
         return response.read()
 
 
@@ -106,18 +110,21 @@ def get(path):
 
 
 def tf_serving():
-    """The forms of api_rest.md, against echoes."""
+    """The requests of TF Serving's api_rest.md, sent to echo models."""
     assert post("/v1/models/demo/echo-FP32:predict", {"instances": [1.0, 2.0, 5.0]}) == {"predictions": [1.0, 2.0, 5.0]}
     assert post("/v1/models/demo/echo-FP32/versions/1:predict", {"inputs": [1.0, 2.0]}) == {"outputs": [1.0, 2.0]}
     body = {"signature_name": "serving_default", "instances": [{"x": 3}, {"x": 4}]}
     assert post("/v1/models/demo/echo-INT32:predict", body) == {"predictions": [3, 4]}
-    assert post("/v1/models/demo/echo-BYTES:predict", {"instances": [{"b64": "aGVsbG8="}, "zwölf"]}) == {"predictions": ["hello", "zwölf"]}
-    assert post("/v1/models/demo/echo-BYTES:predict", {"instances": [{"b64": "/w=="}]}) == {"predictions": [{"b64": "/w=="}]}
+    answer = post("/v1/models/demo/echo-BYTES:predict", {"instances": [{"b64": "aGVsbG8="}, "zwölf"]})
+    assert answer == {"predictions": ["hello", "zwölf"]}, answer
+    answer = post("/v1/models/demo/echo-BYTES:predict", {"instances": [{"b64": "/w=="}]})
+    assert answer == {"predictions": [{"b64": "/w=="}]}, answer
     assert post("/v1/models/demo/echo-FP16:predict", {"instances": [1.5]}) == {"predictions": [1.5]}
     raw = request("/v1/models/demo/echo-FP64:predict", b'{"instances": [NaN, -Infinity]}')
     assert raw == b'{"predictions":[NaN,-Infinity]}', raw
     status = get("/v1/models/demo/echo-FP32")["model_version_status"]
-    assert status == [{"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}], status
+    fine = {"error_code": "OK", "error_message": ""}
+    assert status == [{"version": "1", "state": "AVAILABLE", "status": fine}], status
     metadata = get("/v1/models/demo/echo-FP32/versions/1/metadata")
     signature = metadata["metadata"]["signature_def"]["signature_def"]["serving_default"]
     assert signature["inputs"]["x"]["dtype"] == "DT_FLOAT", metadata

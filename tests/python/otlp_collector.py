@@ -1,4 +1,4 @@
-"""An OTLP/gRPC collector: prints its port, then each span as a line of JSON."""
+"""An OTLP/gRPC collector. It prints its port, then each span as a line of JSON."""
 
 import json
 from concurrent import futures
@@ -14,8 +14,15 @@ class Collector(service.TraceServiceServicer):
             named = {one.key: one.value.string_value for one in resource.resource.attributes}
             for span in (span for scope in resource.scope_spans for span in scope.spans):
                 seen = {one.key: one.value.string_value for one in span.attributes}
-                line = {"trace": span.trace_id.hex(), "span": span.span_id.hex(), "parent": span.parent_span_id.hex(), "name": span.name}
-                print(json.dumps({**line, "service": named["service.name"], "model": seen.get("modelhost.model")}), flush=True)
+                line = {
+                    "trace": span.trace_id.hex(),
+                    "span": span.span_id.hex(),
+                    "parent": span.parent_span_id.hex(),
+                    "name": span.name,
+                    "service": named["service.name"],
+                    "model": seen.get("modelhost.model"),
+                }
+                print(json.dumps(line), flush=True)
         return pb.ExportTraceServiceResponse()
 
 

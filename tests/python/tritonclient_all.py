@@ -1,6 +1,7 @@
-"""Drives a host with the unmodified tritonclient: HTTP and gRPC, both also asyncio. Argument: host:port.
+"""Drives a host with the unmodified tritonclient, over HTTP and gRPC, with and without asyncio.
 
-The host serves demo/echo-<datatype> (x [-1] in, y [-1] out), demo/fails and demo/credit, and lets callers load and unload.
+Argument: host:port. The host serves demo/echo-<datatype> (input x [-1], output y [-1]), demo/fails, demo/spins and
+demo/credit. It lets callers load and unload.
 """
 
 import asyncio
@@ -68,12 +69,12 @@ def refused(call, text):
 
 
 def plain(message):
-    """The gRPC client's JSON has 64-bit numbers as text and leaves out zeros."""
+    """A number of either client. The gRPC client's JSON has 64-bit numbers as text and omits zeros."""
     return int(message or 0)
 
 
 def extensions(library, client, dictionary):
-    """What both transports offer beyond inference."""
+    """Calls everything that both transports offer besides plain inference."""
     assert client.is_server_live() and client.is_server_ready()
     server = client.get_server_metadata(**dictionary)
     assert server["name"] == "modelhost" and "binary_tensor_data" in server["extensions"], server
@@ -124,11 +125,11 @@ def over_http():
     for datatype in DATATYPES:
         for binary in (True, False):
             if not binary and datatype in ("FP16", "BF16"):
-                continue
+                continue  # tritonclient sends these only in binary
             values, tensor = tensor_of(http, datatype, binary)
-            # What has no JSON form is asked for as binary data.
             asked = [http.InferRequestedOutput("y", binary_data=binary)]
-            check_result(client.infer(f"demo/echo-{datatype}", [tensor], outputs=asked, request_id="r-1"), values, datatype)
+            result = client.infer(f"demo/echo-{datatype}", [tensor], outputs=asked, request_id="r-1")
+            check_result(result, values, datatype)
         values, tensor = tensor_of(http, datatype)
         for algorithm in ("gzip", "deflate"):
             result = client.infer(
@@ -141,13 +142,14 @@ def over_http():
         check_result(one.get_result(), np.array(DATATYPES["FP64"]), "FP64")
     classes(http, client)
 
-    # A large answer comes back compressed when asked for so.
+    # A large answer is compressed on request.
     large = np.zeros(100_000, dtype=np.float32)
     tensor = http.InferInput("x", large.shape, "FP32")
     tensor.set_data_from_numpy(large)
-    assert np.array_equal(client.infer("demo/echo-FP32", [tensor], response_compression_algorithm="gzip").as_numpy("y"), large)
+    result = client.infer("demo/echo-FP32", [tensor], response_compression_algorithm="gzip")
+    assert np.array_equal(result.as_numpy("y"), large)
 
-    # A raw request: the header is 0 and the body is the tensor.
+    # In a raw request, the header is 0 and the body is the tensor.
     request = urllib.request.Request(
         f"http://{ADDRESS}/v2/models/demo/echo-FP32/infer",
         data=gzip.compress(np.array([1, 2, 3], dtype=np.float32).tobytes()),
@@ -159,7 +161,7 @@ def over_http():
     assert json.loads(body[:json_length])["outputs"][0]["shape"] == [3], body
     assert list(np.frombuffer(body[json_length:], dtype=np.float32)) == [1, 2, 3], body
 
-    # The real model: every held-out row, as the table that the signature describes.
+    # The real model gets every held-out row, as the table that the signature describes.
     example = Path(__file__).parents[2] / "examples" / "credit-risk"
     rows = json.loads((example / "held-out.json").read_text())
     expected = json.loads((example / "expected.json").read_text())["xgboost"]
@@ -193,7 +195,7 @@ def over_grpc():
     tensor.set_data_from_numpy(large)
     assert np.array_equal(client.infer("demo/echo-FP32", [tensor]).as_numpy("y"), large)
 
-    # A stream: answers in order, a failure in between does not end it.
+    # A stream answers in order. A failure in between does not end it.
     answers = queue.Queue()
     client.start_stream(callback=lambda result, error: answers.put((result, error)))
     for number in range(10):
@@ -231,7 +233,8 @@ async def over_aio():
 
     async def requests():
         for number in range(5):
-            yield {"model_name": "demo/echo-INT32", "inputs": [tensor_of(grpc_aio, "INT32")[1]], "request_id": str(number)}
+            tensor = tensor_of(grpc_aio, "INT32")[1]
+            yield {"model_name": "demo/echo-INT32", "inputs": [tensor], "request_id": str(number)}
 
     number = 0
     async for result, error in client.stream_infer(requests()):

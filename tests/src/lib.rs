@@ -1,10 +1,10 @@
-//! A host to test against: in this process or as the real binary, in a folder of its own, on free ports.
+//! A host to test against, in this process or as the real binary. It has its own data folder and free ports.
 
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::print_stdout,
-    reason = "a test harness: a panic is its way to fail"
+    reason = "a test harness fails by panicking"
 )]
 
 use std::collections::HashMap;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use ureq::Agent;
 
-/// The folder of built components. Panics with what to run when there is none.
+/// The folder of built components. Panics with the command to run if it is not set.
 pub fn components() -> PathBuf {
     let dir = std::env::var_os("MODELHOST_COMPONENTS").map(PathBuf::from);
     dir.expect("MODELHOST_COMPONENTS is not set: run `cargo xtask test`, which builds the components first")
@@ -32,30 +32,30 @@ pub fn root() -> PathBuf {
 /// An HTTP answer.
 #[derive(Debug)]
 pub struct Answer {
-    /// Its status.
+    /// The status.
     pub status: u16,
-    /// `modelhost-version`, if it is there.
+    /// The header `modelhost-version`, if present.
     pub version: Option<u32>,
-    /// Its body; a string when it is not JSON.
+    /// The body. A string if it is not JSON.
     pub body: Value,
-    /// Its headers, by their names in lower case.
+    /// The headers, by lower-case name.
     pub headers: HashMap<String, String>,
 }
 
 impl Answer {
-    /// The text under `error`, or nothing.
+    /// The text of `error`, or an empty string.
     pub fn error(&self) -> &str {
         self.body["error"].as_str().unwrap_or_default()
     }
 }
 
-/// Calls to one host.
+/// A client of one host.
 #[derive(Clone)]
 pub struct Client {
     agent: Agent,
-    /// `http://…` of the public port.
+    /// The URL of the public port.
     pub url: String,
-    /// `http://…` of the admin port.
+    /// The URL of the admin port.
     pub admin: String,
 }
 
@@ -65,7 +65,7 @@ impl Client {
         Self { agent, url, admin }
     }
 
-    /// Sends a request with these headers to an absolute URL.
+    /// Sends a request with `headers` to an absolute URL.
     pub fn send(
         &self,
         method: &str,
@@ -91,40 +91,40 @@ impl Client {
         Ok(Answer { status, version, body, headers })
     }
 
-    /// GET on the public port.
+    /// Sends GET to the public port.
     pub fn get(&self, path: &str) -> Answer {
         self.send("GET", &format!("{}{path}", self.url), b"", &[]).expect("an answer")
     }
 
-    /// POST on the public port.
+    /// Sends POST to the public port.
     pub fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_with(path, body, &[])
     }
 
-    /// POST with headers on the public port.
+    /// Sends POST with headers to the public port.
     pub fn post_with(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Answer {
         let body = body.to_string();
         self.send("POST", &format!("{}{path}", self.url), body.as_bytes(), headers).expect("an answer")
     }
 
-    /// Any method on the admin port.
+    /// Sends a request to the admin port.
     pub fn admin(&self, method: &str, path: &str, body: &Value) -> Result<Answer, ureq::Error> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let json = [("content-type", "application/json")];
         self.send(method, &format!("{}/v1{path}", self.admin), body.as_bytes(), &json)
     }
 
-    /// A model's operation, e.g. `promote`.
+    /// Runs an operation on a model, e.g. `promote`.
     pub fn operate(&self, model: &str, operation: &str, body: &Value) -> Answer {
         self.admin("POST", &format!("/models/{model}/{operation}"), body).expect("an answer")
     }
 
-    /// Uploads the files and asks for the registration.
+    /// Uploads the package's files and registers it.
     pub fn try_register(&self, model: &str, package: &Package, promote: bool) -> Result<Answer, ureq::Error> {
         self.send_package(model, package, json!({"promote": promote}))
     }
 
-    /// The same, in a deployment.
+    /// As [`Self::try_register`], in a deployment.
     pub fn try_register_in(
         &self,
         model: &str,
@@ -150,7 +150,7 @@ impl Client {
         self.admin("POST", &format!("/models/{model}/versions"), &body)
     }
 
-    /// Registers; panics when refused.
+    /// Registers a package. Panics if the host refuses it.
     pub fn register(&self, model: &str, package: &Package, promote: bool) -> u32 {
         let answer = self.try_register(model, package, promote).expect("an answer");
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -158,21 +158,21 @@ impl Client {
     }
 }
 
-/// The digest that a blob is uploaded under.
+/// The digest under which a blob is uploaded.
 pub fn digest(content: &[u8]) -> String {
     Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What an author hands over.
+/// A manifest and the files that it names.
 pub struct Package {
     /// `model.toml`.
     pub manifest: String,
-    /// Names and contents.
+    /// Names and contents of the files.
     pub files: Vec<(String, Vec<u8>)>,
 }
 
 impl Package {
-    /// A folder of the repository with its `model.toml` and `model.json`.
+    /// The `model.toml` and `model.json` of a folder of the repository.
     pub fn folder(path: &str) -> Self {
         let folder = root().join(path);
         let manifest = fs::read_to_string(folder.join("model.toml")).expect("model.toml");
@@ -180,7 +180,7 @@ impl Package {
         Self { manifest, files: vec![("model.json".into(), model)] }
     }
 
-    /// A graph of `tests/fixtures/onnx`, or what is left of its first `bytes`, in the sandboxed runtime.
+    /// A graph of `tests/fixtures/onnx`, cut to at most `bytes`, in the sandboxed runtime.
     pub fn onnx(graph: &str, bytes: usize) -> Self {
         let mut file = fs::read(root().join(format!("tests/fixtures/onnx/{graph}.onnx"))).expect("the graph");
         file.truncate(bytes);
@@ -188,13 +188,13 @@ impl Package {
         Self { manifest, files: vec![("model.onnx".into(), file)] }
     }
 
-    /// A graph in the runtime that has the host evaluate it, with more manifest lines.
+    /// A graph in the runtime `onnx`, with further manifest lines.
     pub fn graph(file: Vec<u8>, manifest: &str) -> Self {
         let head = "runtime = 'onnx'\nartifacts = ['model.onnx']\ncapabilities = ['wasi:nn']";
         Self { manifest: format!("{head}\n{manifest}\n"), files: vec![("model.onnx".into(), file)] }
     }
 
-    /// The guest that misbehaves as `fault` says, with more manifest lines before its parameters.
+    /// The guest that misbehaves as `fault` says, with further manifest lines before its parameters.
     pub fn fault(fault: &str, manifest: &str) -> Self {
         let component = fs::read(components().join("tests/faults.wasm")).expect("the faults guest");
         Self {
@@ -205,7 +205,7 @@ impl Package {
 }
 
 impl Package {
-    /// The same with one more line in its last table, `[parameters]`.
+    /// Adds a line to the manifest's last table, `[parameters]`.
     pub fn with_parameter(mut self, name: &str, value: &str) -> Self {
         self.manifest.push_str(&format!("{name} = '{value}'\n"));
         self
@@ -216,18 +216,18 @@ impl Package {
 pub struct Host {
     server: Option<Server>,
     runtime: tokio::runtime::Runtime,
-    /// Calls to it.
+    /// A client of the host.
     pub client: Client,
     data: tempfile::TempDir,
 }
 
 impl Host {
-    /// With the default settings.
+    /// Starts a host with the default settings.
     pub fn start() -> Self {
         Self::start_with(|_| {})
     }
 
-    /// With changed settings.
+    /// Starts a host with changed settings.
     pub fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         Self::start_in(tempfile::tempdir().expect("a folder"), change)
     }
@@ -252,24 +252,24 @@ impl Host {
         Self { server: Some(server), runtime, client: Client::new(url, admin), data }
     }
 
-    /// Where its data lies.
+    /// The data folder.
     pub fn data(&self) -> &Path {
         self.data.path()
     }
 
-    /// Where gRPC is served besides the public port, if it is.
+    /// The additional gRPC address, if there is one.
     pub fn grpc_address(&self) -> Option<std::net::SocketAddr> {
         self.server.as_ref().and_then(Server::grpc_address)
     }
 
-    /// Stops it in order.
+    /// Shuts the host down gracefully.
     pub fn stop(mut self) {
         if let Some(server) = self.server.take() {
             self.runtime.block_on(server.stop());
         }
     }
 
-    /// Stops it in order and starts another over the same data.
+    /// Shuts the host down, calls `between` with the data folder, and starts another host over the same data.
     pub fn restart(mut self, between: impl FnOnce(&Path)) -> Self {
         if let Some(server) = self.server.take() {
             self.runtime.block_on(server.stop());
@@ -288,11 +288,11 @@ pub fn binary() -> PathBuf {
         .expect("MODELHOST_BINARY is not set: run `cargo xtask test`")
 }
 
-/// A host as a process, to be killed.
+/// A host as a process of its own. Dropping it kills the process.
 pub struct Process {
     /// The running binary.
     pub child: Child,
-    /// Calls to it.
+    /// A client of the host.
     pub client: Client,
 }
 
@@ -302,12 +302,12 @@ impl Process {
         Self::start_with(data, &["--log", "error"], Stdio::inherit())
     }
 
-    /// With more arguments, its log going where `log` says.
+    /// Starts the binary with further arguments. Its log goes to `log`.
     pub fn start_with(data: &Path, arguments: &[&str], log: Stdio) -> Self {
         Self::start_as(data, Command::new(binary()).arg("serve").args(arguments).stderr(log))
     }
 
-    /// With the arguments and the environment of a command `modelhost serve`.
+    /// Starts the command `serve`, which runs `modelhost serve` with its own arguments and environment.
     pub fn start_as(data: &Path, serve: &mut Command) -> Self {
         let mut child = serve
             .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
@@ -336,7 +336,7 @@ impl Process {
         assert!(status.expect("kill starts").success());
     }
 
-    /// `kill -9`.
+    /// Kills the process with SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().expect("it is killed");
         self.child.wait().expect("it ends");
@@ -350,12 +350,12 @@ impl Drop for Process {
     }
 }
 
-/// `{"inputs": [{"name": "x", …}]}` for the faults guest.
+/// A request for the faults guest: `{"inputs": [{"name": "x", …}]}`.
 pub fn x(values: &[f32]) -> Value {
     json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [values.len()], "data": values}]})
 }
 
-/// The held-out rows of the credit example and a library's own probabilities for them.
+/// The held-out rows of the credit example, and the library's own probabilities for them.
 pub fn held_out(library: &str) -> (Value, Vec<f64>) {
     let read = |name: &str| -> Value {
         let text = fs::read_to_string(root().join("examples/credit-risk").join(name)).expect(name);

@@ -20,7 +20,7 @@ pub(crate) fn run(command: Command, admin: String, output: Output) -> Result<()>
             let request = wire::Register { promote, deployment, ..uploaded };
             let registered: wire::Registered = client.post(&path, &request)?;
             if let Some(note) = &registered.note {
-                eprintln!("note: runs in warm instances, because {note}");
+                eprintln!("note: the version runs in warm instances, because {note}");
             }
             print(output, &registered, |registered| registered.version.to_string())
         }
@@ -87,12 +87,12 @@ pub(crate) fn run(command: Command, admin: String, output: Output) -> Result<()>
         Command::Top { interval, rows, once } => top::run(&client, interval, rows, once, output),
         Command::Predict(PredictArgs { request }) => predict(&request, output),
         Command::Serve(_) | Command::Bench(_) | Command::Compile => {
-            bail!("this command needs no admin address")
+            bail!("this command does not use the admin API")
         }
     }
 }
 
-/// The path of a model in the admin API. Errors: not of the form prefix/name.
+/// The path of a model in the admin API. Errors: the name is not of the form prefix/name.
 fn path(model: &str, rest: &str) -> Result<String> {
     match model.split_once('/') {
         Some((prefix, name)) if !prefix.is_empty() && !name.is_empty() && !name.contains('/') => {
@@ -102,7 +102,7 @@ fn path(model: &str, rest: &str) -> Result<String> {
     }
 }
 
-/// The path of the short form on the public port.
+/// The path for JSON records on the public port.
 pub(crate) fn records_path(request: &Request) -> Result<String> {
     path(&request.model, "")?;
     let version = request.version.as_ref().map(|version| format!("{version}/")).unwrap_or_default();
@@ -136,7 +136,7 @@ fn list(client: &Client, what: ListWhat, of: Option<&str>, output: Output) -> Re
         }
         ListWhat::Versions => {
             let Some(model) = of else {
-                return Err(Failure::Caller("list versions: of which model? (prefix/name)".into()).into());
+                return Err(Failure::Caller("list versions needs a model: prefix/name".into()).into());
             };
             let detail: wire::ModelDetail = client.get(&path(model, "")?)?;
             print(output, &detail.versions, |versions| version_table(versions))

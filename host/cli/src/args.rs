@@ -9,20 +9,20 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 2 wrong use, 3 refused by the host, 4 host out of reach."
+    after_help = "Exit codes: 0 success, 2 wrong usage, 3 refused by the host, 4 host unreachable."
 )]
 pub(crate) struct Args {
     /// The host's admin address.
     #[arg(long, env = "MODELHOST_ADMIN", default_value = "http://127.0.0.1:8081", global = true)]
     pub(crate) admin: String,
-    /// How to print what comes back.
+    /// How to print the result.
     #[arg(long, value_enum, default_value_t, global = true)]
     pub(crate) output: Output,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
-/// How to print.
+/// The format of the output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
     /// For people.
@@ -42,10 +42,10 @@ pub(crate) enum Command {
         model: String,
         /// The folder with model.toml.
         package: PathBuf,
-        /// Give it all traffic at once.
+        /// Give the new version all traffic immediately.
         #[arg(long)]
         promote: bool,
-        /// Where it runs [default: the deployment named default]
+        /// The deployment that it runs in [default: default]
         #[arg(long)]
         deployment: Option<String>,
     },
@@ -57,12 +57,12 @@ pub(crate) enum Command {
         #[arg(value_parser = version)]
         version: u32,
     },
-    /// Return to the policy before this one; repeated, further back.
+    /// Return to the previous policy. Each repeat goes one further back.
     Rollback {
         /// prefix/name
         model: String,
     },
-    /// Divide the traffic by weight.
+    /// Split the traffic by weight.
     Split {
         /// prefix/name
         model: String,
@@ -73,7 +73,7 @@ pub(crate) enum Command {
         #[arg(long)]
         sticky: Option<String>,
     },
-    /// Show versions a copy of every request, without touching the answers.
+    /// Send versions a copy of every request. The answers do not change.
     Challenge {
         /// prefix/name
         model: String,
@@ -84,20 +84,20 @@ pub(crate) enum Command {
         #[arg(long, conflicts_with = "versions")]
         none: bool,
     },
-    /// Point a movable name at a version.
+    /// Point an alias at a version.
     Alias {
         /// prefix/name
         model: String,
-        /// E.g. stable.
+        /// The alias, e.g. stable.
         alias: String,
         /// The version's number.
         #[arg(value_parser = version, required_unless_present = "remove")]
         version: Option<u32>,
-        /// Remove the name.
+        /// Remove the alias.
         #[arg(long, conflicts_with = "version")]
         remove: bool,
     },
-    /// Every policy the model had.
+    /// Show every policy that the model has had.
     History {
         /// prefix/name
         model: String,
@@ -110,12 +110,12 @@ pub(crate) enum Command {
         /// For models: a prefix; for versions: prefix/name.
         of: Option<String>,
     },
-    /// One model: its policy, aliases, versions and challengers.
+    /// Show a model: its policy, aliases, versions and challengers.
     Show {
         /// prefix/name
         model: String,
     },
-    /// Take a version out of memory; its next request loads it again.
+    /// Unload a version from memory. The next request loads it again.
     Unload {
         /// prefix/name
         model: String,
@@ -123,7 +123,7 @@ pub(crate) enum Command {
         #[arg(value_parser = version)]
         version: u32,
     },
-    /// Bring a version into memory, so that its first caller does not wait.
+    /// Load a version into memory, so that its first caller does not wait.
     Preload {
         /// prefix/name
         model: String,
@@ -135,78 +135,78 @@ pub(crate) enum Command {
     Pin {
         /// prefix/name
         model: String,
-        /// No longer keep them.
+        /// Stop keeping them in memory.
         #[arg(long)]
         off: bool,
     },
-    /// Move a model's versions to another deployment: one, or all.
+    /// Move one or all of a model's versions to another deployment.
     Place {
         /// prefix/name
         model: String,
-        /// Where they run from now on.
+        /// The deployment that they run in from now on.
         deployment: String,
-        /// One version's number.
+        /// Move only this version [default: all]
         #[arg(value_parser = version)]
         version: Option<u32>,
     },
-    /// Named pools that versions run in, with bounds of their own.
+    /// Manage deployments: named pools that versions run in, each with its own bounds.
     #[command(subcommand)]
     Deployment(DeploymentCommand),
-    /// What each version took since the host started: processor time, memory, cost per prediction.
+    /// Show what each version has used since the host started: CPU time, memory, cost per prediction.
     Usage,
-    /// Watch deployments and versions live; Ctrl-C ends it.
+    /// Watch deployments and versions live. Ctrl-C quits.
     Top {
-        /// Seconds between two looks.
+        /// Seconds between two updates.
         #[arg(long, default_value_t = 1.0)]
         interval: f64,
-        /// Versions to show, the busiest first.
+        /// How many versions to show, busiest first.
         #[arg(long, default_value_t = 20)]
         rows: usize,
-        /// Look once over one interval, print, and end.
+        /// Print one interval and exit.
         #[arg(long)]
         once: bool,
     },
-    /// Send JSON records to a model, through the public port.
+    /// Send JSON records to a model on the public port.
     Predict(PredictArgs),
-    /// Load a model with JSON records, through the public port, and report what came back.
+    /// Send a load of JSON records to a model on the public port, and report latencies and errors.
     Bench(BenchArgs),
-    /// Compile one component for the host that started this: from standard input, to standard output.
+    /// Compile one component for the host that started this process: from standard input to standard output.
     #[command(hide = true)]
     Compile,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum DeploymentCommand {
-    /// Make a deployment.
+    /// Create a deployment.
     Create {
         /// Its name.
         name: String,
         #[command(flatten)]
         bounds: BoundsArgs,
     },
-    /// All deployments: bounds, versions, what runs and waits.
+    /// List all deployments: bounds, versions, running and waiting predictions.
     List,
-    /// One deployment: its bounds, what it holds and did.
+    /// Show a deployment: its bounds, its versions and its counters.
     Show {
         /// Its name.
         name: String,
     },
-    /// Change bounds; what runs, waits and is loaded stays, as far as it fits.
+    /// Change bounds. Running and waiting predictions and loaded versions stay as far as they fit.
     Update {
         /// Its name.
         name: String,
         #[command(flatten)]
         bounds: BoundsArgs,
     },
-    /// Tear it down and start it anew from its configuration. Says what becomes unavailable; does it only with --yes.
+    /// Tear a deployment down and start it again. Without --yes, only list what becomes unavailable.
     Recreate {
         /// Its name.
         name: String,
-        /// Do it.
+        /// Recreate it.
         #[arg(long)]
         yes: bool,
     },
-    /// Remove an empty deployment.
+    /// Delete an empty deployment.
     Delete {
         /// Its name.
         name: String,
@@ -215,25 +215,25 @@ pub(crate) enum DeploymentCommand {
 
 #[derive(ClapArgs)]
 pub(crate) struct BoundsArgs {
-    /// Predictions that run at once.
+    /// How many predictions may run at once.
     #[arg(long)]
     pub(crate) instances: Option<u32>,
-    /// Predictions that wait for one of those.
+    /// How many predictions may wait for an instance.
     #[arg(long)]
     pub(crate) queue: Option<u32>,
-    /// Linear memory of its live instances together, in MiB.
+    /// Total linear memory of its live instances, in MiB.
     #[arg(long)]
     pub(crate) memory_mib: Option<u64>,
-    /// Code, images and idle instances of its versions in memory, in MiB.
+    /// Total memory of its loaded versions (code, images, idle instances), in MiB.
     #[arg(long)]
     pub(crate) loaded_mib: Option<u64>,
-    /// Threads for predictions that run long; 0: one a core.
+    /// Threads for long predictions. 0 means one per core.
     #[arg(long)]
     pub(crate) threads: Option<u32>,
-    /// For versions whose manifest asks for none: request, instance, or auto for what the component allows.
+    /// Isolation of versions whose manifest sets none: request, instance, or auto (what the component allows).
     #[arg(long)]
     pub(crate) isolation: Option<String>,
-    /// An import beyond the harmless ones that manifests may ask for, e.g. wasi:nn; repeated for several, empty for none.
+    /// A restricted import that manifests may ask for, e.g. wasi:nn. Repeat it for several; leave it empty for none.
     #[arg(long = "capability")]
     pub(crate) capabilities: Option<Vec<String>>,
 }
@@ -242,7 +242,7 @@ pub(crate) struct BoundsArgs {
 pub(crate) enum ListWhat {
     /// Namespaces.
     Prefixes,
-    /// Models, of one prefix or all.
+    /// Models of one prefix, or all.
     #[default]
     Models,
     /// Versions of one model.
@@ -251,40 +251,40 @@ pub(crate) enum ListWhat {
 
 #[derive(ClapArgs)]
 pub(crate) struct ServeArgs {
-    /// Catalogue, artifacts and compiled code [default: ./modelhost-data]
+    /// The folder for catalogue, artifacts and compiled code [default: ./modelhost-data]
     #[arg(long)]
     pub(crate) data_dir: Option<PathBuf>,
-    /// Where predictions are asked for; port 0 takes a free one [default: 127.0.0.1:8080]
+    /// The public address, for predictions. Port 0 picks a free port [default: 127.0.0.1:8080]
     #[arg(long)]
     pub(crate) listen: Option<SocketAddr>,
-    /// Where gRPC is served besides --listen, which serves it too.
+    /// An additional address for gRPC. --listen serves gRPC too.
     #[arg(long)]
     pub(crate) grpc_listen: Option<SocketAddr>,
-    /// Where operators work [default: 127.0.0.1:8081]
+    /// The admin address, for operators [default: 127.0.0.1:8081]
     #[arg(long)]
     pub(crate) admin_listen: Option<SocketAddr>,
-    /// Let --admin-listen be another address than loopback, although nothing guards it.
+    /// Allow an --admin-listen address other than loopback, although the admin API has no access control.
     #[arg(long)]
     pub(crate) admin_allow_remote: bool,
-    /// Let callers load and unload versions and change log and trace settings over the Open Inference Protocol.
+    /// Let callers load and unload versions, and change log and trace settings, over the Open Inference Protocol.
     #[arg(long)]
     pub(crate) repository_control: bool,
-    /// Send spans to this OpenTelemetry collector (OTLP over gRPC), e.g. http://localhost:4317
+    /// Send trace spans to this OpenTelemetry collector (OTLP over gRPC), e.g. http://localhost:4317
     #[arg(long)]
     pub(crate) otlp_endpoint: Option<String>,
-    /// Write no log line per request.
+    /// Do not log each request.
     #[arg(long)]
     pub(crate) no_access_log: bool,
-    /// A TOML file with these and all other settings.
+    /// A TOML file with these and all other settings. Flags override it.
     #[arg(long)]
     pub(crate) config: Option<PathBuf>,
-    /// The shipped runtimes' components [default: runtimes/ beside this executable]
+    /// The folder of the shipped runtimes [default: runtimes/ beside this executable]
     #[arg(long)]
     pub(crate) runtimes_dir: Option<PathBuf>,
-    /// How log lines look, on standard error.
+    /// The format of log lines on standard error.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) log_format: LogFormat,
-    /// Which log lines, e.g. info,modelhost_engine=debug.
+    /// Which log lines to write, e.g. info,modelhost_engine=debug.
     #[arg(long, env = "MODELHOST_LOG", default_value = "info")]
     pub(crate) log: String,
 }
@@ -302,7 +302,7 @@ pub(crate) struct Request {
     pub(crate) model: String,
     /// A file of JSON records: [{"age": 40, …}, …].
     pub(crate) rows: PathBuf,
-    /// A version or alias; without it the policy decides.
+    /// A version or alias. Without it, the policy decides.
     #[arg(long)]
     pub(crate) version: Option<String>,
     /// The host's public address.
@@ -320,19 +320,19 @@ pub(crate) struct PredictArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) request: Request,
-    /// Connections.
+    /// How many connections to open.
     #[arg(short, long, default_value_t = 16)]
     pub(crate) concurrency: usize,
-    /// Requests in all; without it, as many as fit the duration.
+    /// How many requests to send [default: as many as fit the duration]
     #[arg(short = 'n', long)]
     pub(crate) requests: Option<u64>,
     /// Seconds to run.
     #[arg(short, long, default_value_t = 5.0)]
     pub(crate) duration: f64,
-    /// Rows a request: the file's rows are sent in turn, this many at a time.
+    /// How many of the file's rows each request carries.
     #[arg(long, default_value_t = 1)]
     pub(crate) rows_per_request: usize,
-    /// Send a random caller under this header, for sticky splits.
+    /// Send a varying caller name in this header, for sticky splits.
     #[arg(long)]
     pub(crate) caller_header: Option<String>,
 }

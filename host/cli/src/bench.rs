@@ -1,4 +1,4 @@
-//! `modelhost bench`: a load of JSON records over keep-alive connections, and what came back.
+//! `modelhost bench`: sends a load of JSON records over keep-alive connections and reports the results.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,7 @@ use crate::args::{BenchArgs, Output};
 use crate::client::Failure;
 use crate::output::{print, table};
 
-/// What a load saw.
+/// The results of a load.
 #[derive(Serialize, Default)]
 struct Report {
     requests: u64,
@@ -32,13 +32,13 @@ struct Report {
     p50_ms: f64,
     p99_ms: f64,
     max_ms: f64,
-    /// Answers by version.
+    /// Answers per version.
     versions: BTreeMap<String, u64>,
-    /// Failures by their text.
+    /// Failures per error text.
     errors: BTreeMap<String, u64>,
 }
 
-/// What one connection saw.
+/// The results of one connection.
 #[derive(Default)]
 struct Seen {
     latencies: Vec<u32>,
@@ -46,14 +46,14 @@ struct Seen {
     errors: BTreeMap<String, u64>,
 }
 
-/// The work, shared by all connections.
+/// The load, shared by all connections.
 struct Load {
     host: String,
     path: String,
     bodies: Vec<Bytes>,
     caller_header: Option<String>,
     until: Instant,
-    /// Requests handed out so far, and how many there are.
+    /// Requests started so far. `most` is their limit.
     next: AtomicU64,
     most: u64,
 }
@@ -104,7 +104,7 @@ impl Load {
         Ok(request.body(Full::new(body))?)
     }
 
-    /// The next request's number, until the load is over.
+    /// The next request's number, or `None` when the load is over.
     fn take(&self) -> Option<u64> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         (number < self.most && (self.most != u64::MAX || Instant::now() < self.until)).then_some(number)
@@ -131,7 +131,7 @@ async fn drive(load: Arc<Load>, args: &BenchArgs) -> Result<Report> {
     Ok(report(seen, start.elapsed().as_secs_f64()))
 }
 
-/// Asks until the load is over; opens a new connection when one breaks.
+/// Sends requests until the load is over. Opens a new connection when one breaks.
 async fn connection(load: Arc<Load>) -> Seen {
     let mut seen = Seen::default();
     let mut sender = None;
@@ -154,7 +154,7 @@ async fn connection(load: Arc<Load>) -> Seen {
             Err(error) => {
                 *seen.errors.entry(error).or_default() += 1;
                 if sender.is_none() {
-                    tokio::time::sleep(Duration::from_millis(10)).await; // a host that is down is not hammered
+                    tokio::time::sleep(Duration::from_millis(10)).await; // do not hammer a host that is down
                 }
             }
         }
@@ -185,7 +185,7 @@ async fn connect(host: &str) -> Result<Sender> {
     Ok(sender)
 }
 
-/// A bar on standard error, when that is a terminal.
+/// Shows a progress bar on standard error if that is a terminal.
 async fn progress(load: Arc<Load>, start: Instant, requests: Option<u64>) {
     let millis = load.until.saturating_duration_since(start).as_millis();
     let bar = ProgressBar::new(requests.unwrap_or(u64::try_from(millis).unwrap_or(0)));
@@ -201,13 +201,13 @@ async fn progress(load: Arc<Load>, start: Instant, requests: Option<u64>) {
         } else {
             u64::try_from(elapsed.as_millis()).unwrap_or(0)
         });
-        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+        #[expect(clippy::cast_precision_loss, reason = "a rate to display")]
         let rate = sent as f64 / elapsed.as_secs_f64();
         bar.set_message(format!("{sent} requests, {rate:.0}/s"));
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
+#[expect(clippy::cast_precision_loss, reason = "figures to display")]
 fn report(mut seen: Seen, seconds: f64) -> Report {
     seen.latencies.sort_unstable();
     let count = seen.latencies.len();
@@ -231,7 +231,7 @@ fn report(mut seen: Seen, seconds: f64) -> Report {
 }
 
 fn show(report: &Report) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
+    #[expect(clippy::cast_precision_loss, reason = "a percentage to display")]
     let share = |count: u64| format!("{:.1}%", count as f64 * 100.0 / report.requests as f64);
     let versions: Vec<_> =
         report.versions.iter().map(|(version, count)| format!("{version} {}", share(*count))).collect();

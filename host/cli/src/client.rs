@@ -1,4 +1,4 @@
-//! Calls to a host, and what their failure means to a script.
+//! Calls to a host, and the exit code of each kind of failure.
 
 use std::fs::File;
 use std::process::ExitCode;
@@ -10,14 +10,14 @@ use serde::de::DeserializeOwned;
 use ureq::http::Response;
 use ureq::{Agent, Body, SendBody};
 
-/// Why a host did not do what it was asked.
+/// Why a call failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The request was malformed, or names what is not there.
+    /// The request was malformed, or named something that does not exist.
     Caller(String),
-    /// The host understood and refused, or failed.
+    /// The host understood the request, but refused it or failed.
     Refused(String),
-    /// No host answers there.
+    /// No host answers at the address.
     Unreachable(String),
 }
 
@@ -41,7 +41,7 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// A host, by one of its addresses.
+/// A client of one of a host's addresses.
 pub(crate) struct Client {
     agent: Agent,
     base: String,
@@ -75,7 +75,7 @@ impl Client {
         self.read(self.agent.delete(self.url(path)).call())
     }
 
-    /// Sends text as it is; the answer's text and the version that gave it come back.
+    /// Sends a body as it is. Returns the answer's text and the version that answered.
     pub(crate) fn post_raw(&self, path: &str, body: &[u8]) -> Result<(String, Option<String>)> {
         let response =
             self.check(self.agent.post(self.url(path)).content_type("application/json").send(body))?;
@@ -84,7 +84,7 @@ impl Client {
         Ok((response.into_body().read_to_string().context("reading the answer")?, version))
     }
 
-    /// Whether the host has this content already, at the path of a blob.
+    /// Whether the host already has the blob at `path`.
     pub(crate) fn has(&self, path: &str) -> Result<bool> {
         let response = self.agent.get(self.url(path)).call();
         Ok(response.map_err(|error| self.unreachable(&error))?.status().is_success())
@@ -106,7 +106,7 @@ impl Client {
     }
 
     fn read<T: DeserializeOwned>(&self, result: Result<Response<Body>, ureq::Error>) -> Result<T> {
-        self.check(result)?.into_body().read_json().context("the host's answer is not what was expected")
+        self.check(result)?.into_body().read_json().context("unexpected answer from the host")
     }
 
     fn check(&self, result: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, Failure> {

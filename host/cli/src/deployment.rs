@@ -55,8 +55,17 @@ fn show(output: Output, row: &wire::DeploymentRow) -> Result<()> {
             ("threads", row.threads.to_string()),
             ("isolation", row.isolation.clone()),
             ("capabilities allowed", capabilities),
-            ("let in", format!("{}, after {}", row.admitted, per(row.queue_seconds, row.admitted))),
-            ("refused", format!("{} queue full, {} hopeless, {} shed", row.refused, row.hopeless, row.shed)),
+            (
+                "admitted",
+                format!("{}, after {} on average", row.admitted, per(row.queue_seconds, row.admitted)),
+            ),
+            (
+                "refused",
+                format!(
+                    "{} queue full, {} would miss their deadline, {} shed",
+                    row.refused, row.hopeless, row.shed
+                ),
+            ),
             (
                 "loads",
                 format!(
@@ -72,7 +81,7 @@ fn show(output: Output, row: &wire::DeploymentRow) -> Result<()> {
     })
 }
 
-/// One line a deployment.
+/// One line per deployment.
 pub(crate) fn list(rows: &[wire::DeploymentRow]) -> String {
     let row = |row: &wire::DeploymentRow| {
         [
@@ -104,8 +113,8 @@ pub(crate) fn list(rows: &[wire::DeploymentRow]) -> String {
 fn recreated(recreation: &wire::Recreation) -> String {
     let (will, name) = (if recreation.done { "" } else { "would be " }, &recreation.name);
     let mut text = format!(
-        "{name}: {} waiting predictions {will}refused, {} running ones finish, {} versions {will}unloaded; their next callers wait \
-         until they are loaded again\n",
+        "{name}: {} waiting predictions {will}refused, {} running ones finish, {} versions {will}unloaded. Their \
+         next callers wait until they are loaded again.\n",
         recreation.refused,
         recreation.finishing,
         recreation.unloaded.len()
@@ -124,13 +133,13 @@ fn recreated(recreation: &wire::Recreation) -> String {
     ));
     if !recreation.done {
         text.push_str(&format!(
-            "\n\nNothing was changed. To do it: modelhost deployment recreate {name} --yes"
+            "\n\nNothing was changed. To recreate it: modelhost deployment recreate {name} --yes"
         ));
     }
     text
 }
 
-/// One line a version.
+/// One line per version.
 pub(crate) fn usage(rows: &[wire::UsageRow]) -> String {
     let row = |row: &wire::UsageRow| {
         [

@@ -1,8 +1,8 @@
-//! The `modelhost` binary: `serve` runs a host, everything else talks to one.
+//! The `modelhost` binary. `serve` runs a host. The other commands talk to one.
 //!
-//! Exit codes: 0 done, 2 wrong use (also clap's), 3 the host refused, 4 the host cannot be reached, 1 anything else.
+//! Exit codes: 0 success, 2 wrong usage (clap's too), 3 refused by the host, 4 host unreachable, 1 anything else.
 
-#![allow(clippy::print_stdout, reason = "its output is what a command is for")]
+#![allow(clippy::print_stdout, reason = "commands print their results")]
 
 mod admin;
 mod args;

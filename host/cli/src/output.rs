@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::args::Output;
 
-/// Prints `value` as JSON, or as the table that `table` makes of it.
+/// Prints `value` as JSON, or as the text that `table` returns.
 pub(crate) fn print<T: Serialize>(output: Output, value: &T, table: impl FnOnce(&T) -> String) -> Result<()> {
     match output {
         Output::Json => println!("{}", serde_json::to_string(value)?),
@@ -17,7 +17,7 @@ pub(crate) fn print<T: Serialize>(output: Output, value: &T, table: impl FnOnce(
     Ok(())
 }
 
-/// A plain table.
+/// A table without borders.
 pub(crate) fn table<const N: usize>(
     header: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
@@ -53,7 +53,7 @@ pub(crate) fn time(at_ms: i64) -> String {
         .map_or_else(|_| at_ms.to_string(), |at| at.strftime("%Y-%m-%d %H:%M:%S").to_string())
 }
 
-/// `1.5 MiB`, with the unit that fits.
+/// `1.5 MiB`, in a fitting unit.
 pub(crate) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64 / 1024.0;

@@ -1,5 +1,5 @@
-//! Sends a package: every file that its manifest names, then the manifest. A package may be a stranger's: nothing outside its
-//! folder is read.
+//! Uploads a package: every file that its manifest names, then the manifest. A package may come from a stranger, so no
+//! file outside its folder is read.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,10 +13,10 @@ use sha2::{Digest, Sha256};
 
 use crate::client::{Client, Failure};
 
-/// Bytes of a manifest that are read; a host takes fewer.
+/// The most bytes of a manifest that are read. A host accepts fewer.
 const MAX_MANIFEST: u64 = 16 << 20;
 
-/// What a manifest says of files; the host reads the rest.
+/// The manifest's keys that name files. The host reads the rest.
 #[derive(Deserialize)]
 struct Files {
     component: Option<String>,
@@ -24,7 +24,7 @@ struct Files {
     artifacts: Vec<String>,
 }
 
-/// Uploads the files that the host does not have yet to `blobs`, and puts the registration together.
+/// Uploads to `blobs` the files that the host does not have yet. Returns the registration.
 pub(crate) fn upload(client: &Client, blobs: &str, folder: &Path) -> Result<wire::Register> {
     let path = folder.join("model.toml");
     let mut manifest = String::new();
@@ -45,7 +45,8 @@ pub(crate) fn upload(client: &Client, blobs: &str, folder: &Path) -> Result<wire
     Ok(wire::Register { manifest, files, promote: false, deployment: None })
 }
 
-/// Opens a file of the folder. Errors: the caller's, when its name or a link leads out of the folder, or it is no plain file.
+/// Opens a file of the folder. Errors: `Caller` if its name or a link leads out of the folder, or it is not a regular
+/// file.
 fn open(folder: &Path, name: &str) -> Result<File, Failure> {
     let path = folder.join(name);
     wire::check_file_name(name).map_err(|error| Failure::Caller(error.message))?;
@@ -54,14 +55,14 @@ fn open(folder: &Path, name: &str) -> Result<File, Failure> {
     if !resolved.starts_with(&folder) {
         return Err(wrong(&path, &format!("leads out of the package, to {}", resolved.display())));
     }
-    // Before it is opened: opening a pipe waits for its writer.
+    // Check before opening: opening a pipe waits for its writer.
     if !resolved.metadata().map_err(|error| wrong(&path, &error))?.is_file() {
-        return Err(wrong(&path, &"is not a plain file"));
+        return Err(wrong(&path, &"is not a regular file"));
     }
     File::open(resolved).map_err(|error| wrong(&path, &error))
 }
 
-/// Its digest; it is at its start again afterwards.
+/// The file's digest. Rewinds the file to its start.
 fn digest(file: &mut File) -> io::Result<String> {
     let mut hash = Sha256::new();
     io::copy(file, &mut hash)?;
@@ -101,7 +102,7 @@ mod tests {
             ("out", Some("leads out of the package")),
             ("folder-out/secret", Some("leads out of the package")),
             ("device", Some("leads out of the package")),
-            ("weights", Some("is not a plain file")),
+            ("weights", Some("is not a regular file")),
             ("nowhere", Some("No such file")),
         ] {
             let opened = open(&folder, name).map(drop);

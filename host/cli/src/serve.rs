@@ -32,12 +32,12 @@ async fn serve(config: Config) -> Result<()> {
         println!("listening on http://{address} (gRPC)");
     }
     println!("listening on http://{} (admin)", server.admin_address());
-    std::io::stdout().flush().context("standard output")?;
+    std::io::stdout().flush().context("writing to standard output")?;
     tokio::select! {
         _ = terminate.recv() => {}
         result = tokio::signal::ctrl_c() => result.context("listening for Ctrl-C")?,
     }
-    eprintln!("shutting down: finishing what runs");
+    eprintln!("shutting down: waiting for running requests");
     server.stop().await;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `modelhost top`: what deployments and versions do now, again and again.
+//! `modelhost top`: shows the current activity of deployments and versions, refreshed regularly.
 
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write, stdout};
@@ -14,33 +14,33 @@ use crate::client::{Client, Failure};
 use crate::deployment;
 use crate::output::{bytes, micros, print, table};
 
-/// Home, and nothing below what is written next.
+/// Moves the cursor home and clears the screen.
 const CLEAR: &str = "\x1b[H\x1b[J";
 
-/// What there is at one moment.
+/// All counters at one moment.
 struct Look {
     at: Instant,
     deployments: Vec<wire::DeploymentRow>,
     versions: Vec<wire::UsageRow>,
 }
 
-/// One version between two looks.
+/// What one version did between two samples.
 #[derive(Debug, Serialize, PartialEq)]
 struct Activity {
     model: String,
     version: u32,
     deployment: String,
-    /// Answered, a second.
+    /// Answers per second.
     requests_per_second: f64,
-    /// Failed, a second.
+    /// Failures per second.
     failures_per_second: f64,
-    /// Median of the answers in between; absent without any.
+    /// The median latency. `None` without answers.
     p50_us: Option<u64>,
     p99_us: Option<u64>,
     running: u32,
     waiting: u32,
     idle_instances: u32,
-    /// Processors it kept busy.
+    /// CPU seconds used per second.
     cpus: f64,
     loaded_bytes: Option<u64>,
 }
@@ -51,10 +51,13 @@ struct Screen {
     versions: Vec<Activity>,
 }
 
-/// Looks every `interval` seconds until the host or the terminal goes away; once, when asked to or when nobody watches.
+/// Prints every `interval` seconds until the host or the terminal goes away. Prints only once if `once` is set or the
+/// output is not a terminal.
 pub(crate) fn run(client: &Client, interval: f64, rows: usize, once: bool, output: Output) -> Result<()> {
     if !(interval.is_finite() && interval > 0.0) {
-        return Err(Failure::Caller(format!("--interval {interval}: expected seconds above 0")).into());
+        return Err(
+            Failure::Caller(format!("--interval {interval}: expected a number of seconds above 0")).into()
+        );
     }
     let mut before = look(client)?;
     loop {
@@ -76,7 +79,7 @@ fn look(client: &Client) -> Result<Look> {
     Ok(Look { at: Instant::now(), deployments, versions })
 }
 
-/// The busiest versions first; those that did nothing last.
+/// The `rows` busiest versions, busiest first.
 fn activity(before: &Look, now: &Look, rows: usize) -> Vec<Activity> {
     let seconds = (now.at - before.at).as_secs_f64();
     let old: HashMap<_, _> = before.versions.iter().map(|row| ((&row.model, row.version), row)).collect();
@@ -116,7 +119,7 @@ fn difference(now: &[(u64, u64)], before: &[(u64, u64)]) -> Vec<(u64, u64)> {
     now.iter().map(|(bound, count)| (*bound, count - before.get(bound).unwrap_or(&0))).collect()
 }
 
-/// The bound of the class that holds this part of the answers.
+/// The upper bound of the histogram bucket that holds the quantile `part`.
 fn quantile(latency: &[(u64, u64)], part: f64) -> Option<u64> {
     let total: u64 = latency.iter().map(|(_, count)| count).sum();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 <= part <= 1")]

@@ -1,4 +1,4 @@
-//! Figures: ratios within one run, since absolute times differ from machine to machine.
+//! Runs the benchmarks. Compare their results only within one run, because absolute times differ between machines.
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -6,27 +6,27 @@ use clap::ValueEnum;
 use crate::build;
 use crate::sh;
 
-/// Which benchmarks.
+/// A set of benchmarks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum What {
-    /// Criterion: calls into components, native against wasm, decoding.
+    /// Criterion benchmarks: calls into components, native versus wasm, decoding.
     Functions,
-    /// wrk against the server and a bare hyper server.
+    /// The server and a bare hyper server, under wrk.
     Server,
-    /// Ten thousand versions on one host. Takes an hour the first time, and only when asked for.
+    /// Ten thousand versions on one host. Takes an hour the first time. Runs only when named.
     Density,
-    /// Callers and authors who mean harm, against the release binary. Only when asked for.
+    /// Attacks by callers and authors on the release binary. Runs only when named.
     Attacks,
 }
 
 impl What {
-    /// Whether it runs when nothing is named.
+    /// Whether it runs when no benchmark is named.
     fn is_quick(self) -> bool {
         matches!(self, Self::Functions | Self::Server)
     }
 }
 
-/// Runs one kind of benchmark, or all that take minutes; `parts` of it, where it has any.
+/// Runs one set of benchmarks, or all quick ones. `parts` selects parts of a set that has them.
 pub(crate) fn run(what: Option<What>, parts: &[String]) -> Result<()> {
     let components = build::guests()?;
     for (name, bench) in [

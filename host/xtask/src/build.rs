@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::guest_target;
 use crate::sh::{cargo, run, target_dir};
 
-/// Guest packages and the name of the component that each becomes.
+/// Guest packages and the component file that each becomes.
 const GUESTS: [(&str, &str); 9] = [
     ("modelhost-plugin-gbdt", "runtimes/gbdt.wasm"),
     ("modelhost-plugin-linear", "runtimes/linear.wasm"),
@@ -21,7 +21,7 @@ const GUESTS: [(&str, &str); 9] = [
     ("guest-wasi-nn", "tests/wasi-nn.wasm"),
 ];
 
-/// Builds every guest with SIMD; returns the folder that holds them, `runtimes/` among them.
+/// Builds every guest with SIMD. Returns the folder of components, which contains `runtimes/`.
 pub(crate) fn guests() -> Result<PathBuf> {
     guest_target::ensure()?;
     let build_dir = target_dir().join("guests");
@@ -49,7 +49,7 @@ pub(crate) fn guests() -> Result<PathBuf> {
     Ok(components)
 }
 
-/// Builds the release binary with the shipped runtimes beside it; returns the binary.
+/// Builds the release binary and puts the shipped runtimes beside it. Returns the binary's path.
 pub(crate) fn release() -> Result<PathBuf> {
     let components = guests()?;
     run(cargo().args(["build", "--release", "--package", "modelhost-cli"]))?;
@@ -60,7 +60,7 @@ pub(crate) fn release() -> Result<PathBuf> {
     Ok(release.join("modelhost"))
 }
 
-/// Copies, unless it is there already: a newer file would make cargo build what depends on it.
+/// Copies a file, unless the same content is there already. A newer file would make cargo rebuild its dependents.
 fn place(from: &Path, to: &Path) -> Result<()> {
     let content = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
     if fs::read(to).is_ok_and(|existing| existing == content) {

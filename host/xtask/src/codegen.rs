@@ -1,4 +1,4 @@
-//! Generates what is committed: the gRPC messages, from `host/protocol/proto`, without protoc.
+//! Generates the committed gRPC code from `host/protocol/proto`, without protoc.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::sh::root;
 const PROTO: &str = "host/protocol/proto";
 const GENERATED: &str = "host/protocol/src/oip_grpc/generated";
 
-/// Writes the generated code; with `check` compares instead. Errors: a malformed proto; with `check`, stale code.
+/// Writes the generated code, or with `check` only compares it. Errors: a malformed proto; with `check`, stale code.
 pub(crate) fn run(check: bool) -> Result<()> {
     let made = tempfile::tempdir()?;
     generate(made.path())?;
@@ -21,7 +21,7 @@ pub(crate) fn run(check: bool) -> Result<()> {
             continue;
         }
         if check {
-            bail!("{GENERATED}/{file} is not what {PROTO} says: run `cargo xtask codegen`");
+            bail!("{GENERATED}/{file} does not match {PROTO}: run `cargo xtask codegen`");
         }
         fs::create_dir_all(root().join(GENERATED))?;
         fs::write(&to, content).with_context(|| format!("writing {}", to.display()))?;
@@ -33,7 +33,7 @@ fn generate(to: &Path) -> Result<()> {
     let mut compiler = protox::Compiler::new([root().join(PROTO)])?;
     compiler.include_imports(true).open_file("inference.proto")?;
     fs::write(to.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
-    // Tensors stay slices of the request's buffer: `bytes::Bytes` instead of `Vec<u8>`.
+    // `bytes::Bytes` instead of `Vec<u8>`, so that tensors stay slices of the request's buffer.
     tonic_prost_build::configure()
         .build_client(false)
         .build_server(false)

@@ -1,4 +1,4 @@
-//! The tour: what Modelhost does, with the commands a person would type.
+//! The demo: a tour of Modelhost with the commands that a person would type.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -14,12 +14,12 @@ use crate::build;
 use crate::sh::{output, root};
 
 const MODEL: &str = "demo/credit";
-/// Largest difference from the library's own answer.
+/// The largest allowed difference from the library's own answer.
 const TOLERANCE: f64 = 1e-6;
 /// Seconds of load in each phase.
 const PHASE: &str = "3";
 
-/// A host of the demo's own, on free ports and a fresh folder; stopped when dropped.
+/// The demo's own host, on free ports and in a fresh folder. Dropping it stops the host.
 struct Host {
     binary: PathBuf,
     process: Child,
@@ -29,7 +29,7 @@ struct Host {
 }
 
 pub(crate) fn run(once: bool) -> Result<()> {
-    println!("== building the host and its runtimes (the first time takes some minutes)");
+    println!("== building the host and its runtimes (takes minutes the first time)");
     let binary = build::release()?;
     let mut host = Host::start(&binary)?;
     let packages = root().join("examples/credit-risk");
@@ -50,7 +50,7 @@ pub(crate) fn run(once: bool) -> Result<()> {
     if once {
         return Ok(());
     }
-    println!("\nserving on; Ctrl-C ends it");
+    println!("\nstill serving; Ctrl-C quits");
     host.process.wait()?;
     Ok(())
 }
@@ -73,10 +73,11 @@ impl Host {
             .stdout(Stdio::piped())
             .spawn()
             .context("starting the host")?;
-        let mut lines = BufReader::new(process.stdout.take().context("its output")?).lines();
+        let mut lines =
+            BufReader::new(process.stdout.take().context("the host's output is not piped")?).lines();
         let mut address = || -> Result<String> {
             let line = lines.next().context("the host ended before it served")??;
-            line.split_whitespace().nth(2).map(str::to_owned).context("an address")
+            line.split_whitespace().nth(2).map(str::to_owned).context("the host printed no address")
         };
         let (url, admin) = (address()?, address()?);
         println!("\n== serving on {url}, admin on {admin}");
@@ -101,17 +102,21 @@ impl Drop for Host {
     }
 }
 
-/// Every held-out row through both versions, beside the library's own probability.
+/// Predicts every held-out row with both versions and compares with the library's own probabilities.
 fn compare(host: &Host, packages: &Path) -> Result<()> {
     let expected: Value = serde_json::from_str(&fs::read_to_string(packages.join("expected.json"))?)?;
     let rows = packages.join("held-out.json");
-    let rows = rows.to_str().context("a path in UTF-8")?;
-    println!("\n== held-out rows: P(bad credit), as predicted and as the library said");
+    let rows = rows.to_str().context("the path is not UTF-8")?;
+    println!("\n== held-out rows: P(bad credit) from modelhost and from the library");
     println!("   {:<10} {:>4}  {:>12} {:>12}", "model", "row", "modelhost", "library");
     for (version, name) in [("1", "logistic"), ("2", "xgboost")] {
         let answer = host.json(&["predict", MODEL, rows, "--version", version])?;
-        let predictions = answer.get("predictions").and_then(Value::as_array).context("predictions")?;
-        let expected = expected.get(name).and_then(Value::as_array).context("expected.json")?;
+        let predictions =
+            answer.get("predictions").and_then(Value::as_array).context("the answer has no predictions")?;
+        let expected = expected
+            .get(name)
+            .and_then(Value::as_array)
+            .with_context(|| format!("expected.json has no {name}"))?;
         ensure!(
             predictions.len() == expected.len(),
             "{} predictions for {} rows",
@@ -120,8 +125,11 @@ fn compare(host: &Host, packages: &Path) -> Result<()> {
         );
         let mut largest = 0.0_f64;
         for (row, (prediction, expected)) in predictions.iter().zip(expected).enumerate() {
-            let came = prediction.get("probability").and_then(Value::as_f64).context("probability")?;
-            let expected = expected.as_f64().context("a number")?;
+            let came = prediction
+                .get("probability")
+                .and_then(Value::as_f64)
+                .context("a prediction has no probability")?;
+            let expected = expected.as_f64().context("expected.json: not a number")?;
             largest = largest.max((came - expected).abs());
             if row < 3 {
                 println!("   {name:<10} {row:>4}  {came:>12.7} {expected:>12.7}");
@@ -140,9 +148,9 @@ struct Phase {
     report: Value,
 }
 
-/// The same load in every phase; in the third the traffic changes hands while it runs.
+/// Sends the same load in every phase. In one phase, the traffic swaps between versions while the load runs.
 fn load_phases(host: &Host, rows: &Path) -> Result<Vec<Phase>> {
-    println!("\n== load: 16 connections, one row a request");
+    println!("\n== load: 16 connections, one row per request");
     let load = |seconds: &str| {
         let mut bench = host.command();
         bench.args(["bench", MODEL]).arg(rows).args(["-c", "16", "-d", seconds, "--output", "json"]);
@@ -158,7 +166,7 @@ fn load_phases(host: &Host, rows: &Path) -> Result<Vec<Phase>> {
     phases.push(phase("split 90/10", &mut load(PHASE))?);
     quiet(&["promote", MODEL, "1"])?;
     quiet(&["challenge", MODEL, "2"])?;
-    phases.push(phase("v2 in the shadow", &mut load(PHASE))?);
+    phases.push(phase("v2 as challenger", &mut load(PHASE))?);
     quiet(&["challenge", MODEL, "--none"])?;
     println!("   20 swaps under load…");
     let running = load("6").stdout(Stdio::piped()).spawn().context("starting the load")?;
@@ -199,8 +207,8 @@ fn print_phases(phases: &[Phase]) {
 
 fn print_lines_to_try(host: &Host, packages: &Path) -> Result<()> {
     let rows: Value = serde_json::from_str(&fs::read_to_string(packages.join("held-out.json"))?)?;
-    let first = rows.get(0).context("a held-out row")?;
-    println!("== to try");
+    let first = rows.get(0).context("held-out.json has no row")?;
+    println!("== commands to try");
     println!("curl {}/v2/models/{MODEL}", host.url);
     println!("curl {}/models/{MODEL}/ -d '[{first}]'", host.url);
     println!("curl {}/metrics", host.url);

@@ -23,7 +23,7 @@ pub(crate) fn run(target: Option<&str>, seconds: u32) -> Result<()> {
     let folder = root().join("tests/fuzz");
     let mut build = cargo();
     build.args(["build", "--quiet", "--release", "--target-dir", "target"]).current_dir(&folder);
-    // With a target named, build scripts are spared the instrumentation, which they could not link.
+    // With an explicit target, cargo does not instrument build scripts, which could not link the instrumentation.
     build.args(["--target", &host_target()?]);
     run_command(build.env("RUSTFLAGS", INSTRUMENT.join(" ")))?;
     match target {
@@ -36,7 +36,8 @@ pub(crate) fn run(target: Option<&str>, seconds: u32) -> Result<()> {
 /// This machine's target triple.
 fn host_target() -> Result<String> {
     let about = output(command("rustc").arg("-vV"))?;
-    let line = about.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    let line =
+        about.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` prints no host")?;
     Ok(line.to_owned())
 }
 
@@ -45,7 +46,7 @@ fn fuzz(target: &str, seconds: u32) -> Result<()> {
     let (corpus, found) = (folder.join("corpus").join(target), folder.join("found").join(target));
     let crashes = folder.join("crashes").join(target);
     for folder in [&corpus, &found, &crashes] {
-        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     }
     let triple = host_target()?;
     println!("{target}: {seconds} s");
@@ -68,7 +69,7 @@ fn fuzz(target: &str, seconds: u32) -> Result<()> {
                 "-print_final_stats=1",
             ]),
     )?;
-    // What reaches code that the corpus does not joins it.
+    // Inputs that reach new code join the corpus.
     run_command(
         fuzzer()
             .args(["-set_cover_merge=1", "-use_counters=0", "-max_len=4096", "-verbosity=0"])

@@ -1,4 +1,4 @@
-//! Makes `wasm32-wasip2` buildable: by rustup, or where that has no server in reach, by building std once from Debian's
+//! Installs the target `wasm32-wasip2` with rustup. Where no rustup server answers, builds std once from Debian's
 //! `rust-src` of exactly this rustc.
 
 use std::fs;
@@ -10,11 +10,11 @@ use anyhow::{Context, Result, bail};
 use crate::sh::{command, output, run};
 
 const TARGET: &str = "wasm32-wasip2";
-const HELP: &str = "the target wasm32-wasip2 is missing. Either run `rustup target add wasm32-wasip2`, or, where no \
-                    rustup server answers, let this task build it: it needs apt-get, dpkg, a Debian mirror that carries \
-                    rust-src of this rustc, and crates.io";
+const HELP: &str = "the target wasm32-wasip2 is missing. Run `rustup target add wasm32-wasip2`. Where no rustup \
+                    server answers, let this task build it. That needs apt-get, dpkg, crates.io and a Debian mirror \
+                    with this rustc's rust-src";
 
-/// Does nothing when the target is there.
+/// Installs the target unless it is there.
 pub(crate) fn ensure() -> Result<()> {
     let sysroot = PathBuf::from(output(command("rustc").args(["--print", "sysroot"]))?.trim());
     if is_there(&sysroot)? {
@@ -25,7 +25,7 @@ pub(crate) fn ensure() -> Result<()> {
     if by_rustup.is_ok() && is_there(&sysroot)? {
         return Ok(());
     }
-    println!("rustup could not: building std from Debian's rust-src (about a minute)…");
+    println!("rustup could not install it; building std from Debian's rust-src (about a minute)…");
     build_std(&sysroot).with_context(|| HELP)?;
     if !is_there(&sysroot)? {
         bail!(HELP);
@@ -49,7 +49,8 @@ fn library(sysroot: &Path) -> PathBuf {
     sysroot.join("lib/rustlib").join(TARGET).join("lib")
 }
 
-/// A private apt over the machine's own mirror and the suites that may carry this rustc's source; nothing is installed.
+/// A private apt configuration: the machine's own mirror, and suites that may carry this rustc's source. It installs
+/// nothing.
 struct Apt {
     dir: PathBuf,
 }
@@ -91,12 +92,12 @@ impl Apt {
         command
     }
 
-    /// The newest version of a package that `fits`.
+    /// The newest version of `package` that `fits` accepts.
     fn version(&self, package: &str, fits: impl Fn(&str) -> bool) -> Result<String> {
         let text = output(self.command("apt-cache").args(["madison", package]))?;
         let mut versions = text.lines().filter_map(|line| line.split('|').nth(1)).map(str::trim);
         let found = versions.find(|version| fits(version)).map(str::to_owned);
-        found.with_context(|| format!("Debian carries no fitting {package}"))
+        found.with_context(|| format!("Debian has no matching version of {package}"))
     }
 }
 
@@ -141,12 +142,12 @@ fn build_std(sysroot: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An empty crate whose build makes std. Bitcode embedded, as in the official std, for plugins built with LTO.
+/// Builds an empty crate and std with it. Embeds bitcode as the official std does, because plugins are built with LTO.
 fn build_probe(work: &Path) -> Result<PathBuf> {
     let probe = work.join("probe");
     fs::create_dir_all(probe.join("src"))?;
-    let manifest = "[package]\nname = \"probe\"\nversion = \"0.0.0\"\nedition = \"2021\"\n[lib]\ncrate-type = [\"cdylib\"]\n\
-                    [profile.release]\npanic = \"abort\"\n[workspace]\n";
+    let manifest = "[package]\nname = \"probe\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\
+                    [lib]\ncrate-type = [\"cdylib\"]\n[profile.release]\npanic = \"abort\"\n[workspace]\n";
     fs::write(probe.join("Cargo.toml"), manifest)?;
     fs::write(probe.join("src/lib.rs"), "")?;
     let mut cargo = command("cargo");

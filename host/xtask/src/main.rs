@@ -1,6 +1,6 @@
-//! Developer tasks. Each does its own set-up: `cargo xtask demo` and `cargo xtask test` work on a fresh checkout.
+//! Developer tasks. Each does its own set-up, so `cargo xtask demo` and `cargo xtask test` work on a fresh checkout.
 
-#![allow(clippy::print_stdout, reason = "its output is what a task is for")]
+#![allow(clippy::print_stdout, reason = "tasks print their results")]
 
 mod bench;
 mod build;
@@ -26,39 +26,39 @@ struct Args {
 enum Task {
     /// Build everything, serve the example models, swap them under load, and keep serving.
     Demo {
-        /// Exit after the tour instead of serving on.
+        /// Exit after the tour.
         #[arg(long)]
         once: bool,
     },
-    /// Set up what the tests need and run them all.
+    /// Set up what the tests need, and run all tests.
     Test,
     /// Build the shipped runtimes and example components.
     Guests,
-    /// Check the rules that the compiler does not: imports, map of crates, file sizes.
+    /// Check rules that the compiler does not check: imports, map of crates, file sizes.
     Tidy,
     /// Generate the gRPC code from `host/protocol/proto`.
     Codegen {
-        /// Only say whether it is up to date.
+        /// Only check whether it is up to date.
         #[arg(long)]
         check: bool,
     },
-    /// Measure functions (criterion) and the server (wrk), or how many versions one host can hold.
+    /// Run the benchmarks: by default functions (criterion) and the server (wrk).
     Bench {
-        /// Only one of them.
+        /// Run only this one.
         #[arg(value_enum)]
         what: Option<bench::What>,
-        /// Only these parts of it; `density` has start, loaded, zipf, swaps and neighbours.
+        /// Run only these parts of it. `density` has start, loaded, zipf, swaps and neighbours.
         parts: Vec<String>,
     },
     /// Fuzz every decoder, or one, and keep what was found to reach new code.
     Fuzz {
         /// One of `modelhost_protocol::fuzz::TARGETS`.
         target: Option<String>,
-        /// For each target.
+        /// How long to fuzz each target.
         #[arg(long, default_value_t = 600)]
         seconds: u32,
     },
-    /// What CI runs: fmt, tidy, clippy, doc, deny, test.
+    /// Run what CI runs: fmt, tidy, codegen, deny, clippy, doc, test.
     Ci,
 }
 

@@ -1,4 +1,4 @@
-//! Tests, and what CI runs around them.
+//! Runs the tests, and CI's checks around them.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::build;
 use crate::sh::{cargo, command, is_there, run, target_dir};
 
-/// Clients from PyPI that the tests drive.
+/// The PyPI packages that the tests use as clients.
 const PYTHON_CLIENTS: [&str; 13] = [
     "tritonclient[http,grpc]==2.73.0",
     "ml_dtypes",
@@ -24,27 +24,32 @@ const PYTHON_CLIENTS: [&str; 13] = [
     "onnxruntime-ep-webgpu==0.4.0",
 ];
 
-/// Builds guests, installs Python clients, runs every test.
+/// Excludes the components that build only for the guest target.
+const NATIVE: [&str; 4] = ["--exclude", "guest-faults", "--exclude", "example-custom-model"];
+
+/// Builds the guests, installs the Python clients and runs every test.
 pub(crate) fn run_tests() -> Result<()> {
     let components = build::guests()?;
     let python = python_clients();
     ensure_browser();
-    run(cargo().args(["build", "--package", "modelhost-cli"]))?;
+    // One command for both: cargo selects features over the whole command, so it builds shared dependencies once.
+    run(cargo().args(["build", "--workspace", "--tests", "--bin", "modelhost"]).args(NATIVE))?;
     let mut test = cargo();
     test.env("MODELHOST_BINARY", target_dir().join("debug/modelhost"));
-    test.args(["test", "--workspace", "--exclude", "guest-faults", "--exclude", "example-custom-model"]);
+    test.args(["test", "--workspace"]).args(NATIVE);
     test.env("MODELHOST_COMPONENTS", components);
     match python {
         Ok(python) => {
             test.env("MODELHOST_TEST_PYTHON", python);
         }
-        // On a laptop without a network the tests that need it say that they were skipped; in CI they fail.
+        // Tests that need the clients print that they are skipped. In CI they fail.
         Err(error) => println!("no Python clients: {error:#}"),
     }
     run(&mut test)
 }
 
-/// Chromium and its driver, from Debian's packages. CI must have them; elsewhere the test that needs them says that it was skipped.
+/// In CI, installs Chromium and its driver from Debian's packages. Elsewhere, the test that needs them prints that it
+/// is skipped.
 fn ensure_browser() {
     if std::path::Path::new("/usr/bin/chromedriver").exists() || std::env::var_os("CI").is_none() {
         return;
@@ -59,7 +64,7 @@ fn ensure_browser() {
     }
 }
 
-/// A virtual environment with the clients, made once.
+/// Creates a virtual environment with the clients, once. Returns its Python.
 fn python_clients() -> Result<PathBuf> {
     let venv = target_dir().join("python-clients");
     let python = venv.join("bin/python");
@@ -69,7 +74,7 @@ fn python_clients() -> Result<PathBuf> {
         return Ok(python);
     }
     run(command("python3").args(["-m", "venv", "--clear"]).arg(&venv))
-        .context("making a virtual environment")?;
+        .context("creating a virtual environment")?;
     run(command(&python)
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
         .args(PYTHON_CLIENTS))
@@ -78,26 +83,25 @@ fn python_clients() -> Result<PathBuf> {
     Ok(python)
 }
 
-/// Cheapest first.
+/// Runs all of CI's checks, cheapest first.
 pub(crate) fn ci() -> Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     crate::tidy::run()?;
     crate::codegen::run(true)?;
     if is_there("cargo-deny", "--version") {
-        // It looks at every platform's dependencies, offline.
+        // cargo-deny reads the dependencies of every platform, and runs offline.
         run(cargo().args(["fetch", "--quiet", "--locked"]))?;
         run(cargo().args(["deny", "--offline", "check", "bans", "licenses", "sources"]))?;
     } else {
         println!("cargo-deny is not installed: skipped (cargo install cargo-deny)");
     }
-    let native = ["--exclude", "guest-faults", "--exclude", "example-custom-model"];
     run(cargo()
         .args(["clippy", "--quiet", "--workspace", "--all-targets"])
-        .args(native)
+        .args(NATIVE)
         .args(["--", "-D", "warnings"]))?;
     run(cargo()
         .args(["doc", "--quiet", "--no-deps", "--workspace"])
-        .args(native)
+        .args(NATIVE)
         .env("RUSTDOCFLAGS", "-D warnings"))?;
     run_tests()?;
     Ok(())

@@ -1,4 +1,4 @@
-//! The rules that the compiler does not check: who may import whom, a map that names every crate, files of a size to read.
+//! Checks rules that the compiler does not check: imports between crates, a map that names every crate, and file sizes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::sh::{cargo, output, root};
 
-/// Workspace crates that each host crate may depend on.
+/// The workspace crates that each crate may depend on.
 const ALLOWED: [(&str, &[&str]); 11] = [
     ("modelhost-core", &[]),
     ("modelhost-onnx", &["modelhost-core"]),
@@ -23,13 +23,13 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("modelhost-sdk", &[]),
 ];
 
-/// Outside crates that core may use: it stays pure.
+/// The external crates that core may use. Core stays pure.
 const CORE_USES: [&str; 4] = ["bytes", "half", "thiserror", "xxhash-rust"];
 
-/// What core must not reach through std.
+/// The parts of std that core must not use.
 const CORE_NEVER: [&str; 5] = ["std::fs", "std::net", "std::env", "std::process", "SystemTime::now"];
 
-/// Longest source file, in lines.
+/// The most lines of a source file.
 const MAX_LINES: usize = 600;
 
 pub(crate) fn run() -> Result<()> {
@@ -55,7 +55,7 @@ pub(crate) fn run() -> Result<()> {
         for file in sources(&root().join(folder))? {
             let lines = fs::read_to_string(&file)?.lines().count();
             if lines > MAX_LINES {
-                wrong.push(format!("{}: {lines} lines, at most {MAX_LINES}", file.display()));
+                wrong.push(format!("{}: {lines} lines; at most {MAX_LINES} are allowed", file.display()));
             }
         }
     }
@@ -74,7 +74,7 @@ fn check_imports(name: &str, package: &Value, wrong: &mut Vec<String>) {
         let ours = dependency.starts_with("modelhost-");
         let allowed = ALLOWED.iter().find(|(crate_name, _)| *crate_name == name);
         if let Some((_, allowed)) = allowed.filter(|(_, allowed)| ours && !allowed.contains(&dependency)) {
-            wrong.push(format!("{name} must not depend on {dependency}; it may on {allowed:?}"));
+            wrong.push(format!("{name} must not depend on {dependency}; allowed are {allowed:?}"));
         }
         if name == "modelhost-core" && !CORE_USES.contains(&dependency) {
             wrong.push(format!("core must not depend on {dependency}"));
@@ -89,7 +89,7 @@ fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for path in fs::read_dir(folder)?.flatten().map(|entry| entry.path()) {
         if path.is_dir() && path.ends_with("generated") {
-            continue; // nobody reads it
+            continue;
         } else if path.is_dir() {
             found.extend(sources(&path)?);
         } else if path.extension().is_some_and(|extension| extension == "rs") {

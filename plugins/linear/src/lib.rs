@@ -1,9 +1,9 @@
 //! Serves linear and logistic regression exported from a scikit-learn pipeline as `modelhost-linear/1` JSON.
 //!
-//! One FP32 input `input` [-1, n_features] (a categorical value is its index, a missing one NaN). Sums are in f64, as
-//! in scikit-learn; answers are FP32.
+//! The one input is `input`, FP32, [-1, n_features]. A categorical value is sent as its index, a missing value as NaN.
+//! Sums are computed in f64, as in scikit-learn. Answers are FP32.
 
-#![allow(clippy::cast_possible_truncation, reason = "its numbers are f32 by contract")]
+#![allow(clippy::cast_possible_truncation, reason = "answers are f32 by contract")]
 
 mod model;
 

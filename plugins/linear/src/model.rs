@@ -1,4 +1,4 @@
-//! The model itself: columns, coefficients and the three tasks.
+//! The model: its columns, its coefficients and the three tasks.
 
 use modelhost_sdk::{Column, ColumnKind, Config, Datatype, Error, Signature, TensorSpec};
 use serde::Deserialize;
@@ -11,9 +11,9 @@ const FORMAT: &str = "modelhost-linear/1";
 enum Task {
     /// The linear score itself.
     Regression,
-    /// P(second class) through the logistic function.
+    /// P(second class), by the logistic function.
     Binary,
-    /// P(class) through softmax.
+    /// P(class), by softmax.
     Multiclass,
 }
 
@@ -25,7 +25,7 @@ struct File {
     #[serde(default)]
     classes: Vec<String>,
     columns: Vec<FileColumn>,
-    /// One row a score; as many coefficients as the columns expand to.
+    /// One row per score, with one coefficient per expanded feature.
     coefficients: Vec<Vec<f64>>,
     intercepts: Vec<f64>,
 }
@@ -34,7 +34,7 @@ struct File {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 enum FileColumn {
-    /// Expands to `(value - mean) / scale`; a missing value is replaced by `impute` first.
+    /// Expands to `(value - mean) / scale`. `impute` first replaces a missing value.
     Numeric {
         name: String,
         #[serde(default)]
@@ -43,7 +43,7 @@ enum FileColumn {
         scale: f64,
         impute: Option<f64>,
     },
-    /// Expands to one indicator per category, leaving out `drop`. With `ignore_unknown` a missing value sets none.
+    /// Expands to one indicator per category except `drop`. With `ignore_unknown`, a missing value sets no indicator.
     Categorical {
         name: String,
         categories: Vec<String>,
@@ -60,9 +60,9 @@ fn one() -> f64 {
 /// What one column adds to every score.
 #[derive(Debug)]
 enum Term {
-    /// `weight[score] * value`, mean and scale already folded in.
+    /// Adds `weights[score] * value`. The weights include mean and scale.
     Numeric { weights: Vec<f64>, impute: Option<f64> },
-    /// `weights[category][score]`.
+    /// Adds `weights[category][score]`.
     Categorical { weights: Vec<Vec<f64>>, ignore_unknown: bool },
 }
 
@@ -76,7 +76,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Reads `modelhost-linear/1`. Errors: what is wrong, in words.
+    /// Parses `modelhost-linear/1`. Errors: a description of what is wrong.
     pub fn parse(json: &[u8]) -> Result<Self, String> {
         let file: File = serde_json::from_slice(json).map_err(|error| error.to_string())?;
         if file.format != FORMAT {
@@ -91,13 +91,13 @@ impl Linear {
         if scores != expected || file.intercepts.len() != expected || expected == 0 {
             let intercepts = file.intercepts.len();
             return Err(format!(
-                "{expected} scores expected, {scores} coefficient rows and {intercepts} intercepts came"
+                "expected {expected} scores, got {scores} coefficient rows and {intercepts} intercepts"
             ));
         }
         let width: usize = file.columns.iter().map(FileColumn::width).sum();
         if let Some(row) = file.coefficients.iter().find(|row| row.len() != width) {
             return Err(format!(
-                "the columns expand to {width} features, a coefficient row has {}",
+                "the columns expand to {width} features, but a coefficient row has {}",
                 row.len()
             ));
         }
@@ -141,14 +141,14 @@ impl Linear {
         Self { task: file.task, columns, terms, intercepts }
     }
 
-    /// The signature, with the manifest's descriptions of the columns where it gives any.
-    /// Errors: the manifest's columns are others than the model's.
+    /// The signature, with the manifest's descriptions of the columns.
+    /// Errors: the manifest's columns differ from the model's.
     pub fn signature(&self, config: &Config) -> Result<Signature, Error> {
         let mut columns = self.columns.clone();
         if !config.columns.is_empty() && config.columns.len() != columns.len() {
             let (described, known) = (config.columns.len(), columns.len());
             return Err(Error::Model(format!(
-                "the manifest describes {described} features, the model has {known}"
+                "the manifest describes {described} features, but the model has {known}"
             )));
         }
         for (column, described) in columns.iter_mut().zip(&config.columns) {
@@ -184,7 +184,7 @@ impl Linear {
     }
 
     /// Answers for row-major `values` `[rows, columns]`: `[rows]`, or `[rows, classes]`.
-    /// Errors: invalid input, naming row and column of a value that is missing or no category.
+    /// Errors: invalid input, if a value is missing or not a category. The message names row and column.
     pub fn predict(&self, values: &[f32]) -> Result<Vec<f32>, Error> {
         let rows = values.chunks_exact(self.terms.len());
         let mut answers = Vec::with_capacity(rows.len() * self.intercepts.len());
@@ -242,16 +242,19 @@ impl FileColumn {
     fn check(&self) -> Result<(), String> {
         match self {
             Self::Numeric { name, scale, .. } if *scale == 0.0 || !scale.is_finite() => {
-                Err(format!("column {name:?}: scale {scale}"))
+                Err(format!("column {name:?}: scale {scale} is not a finite number other than 0"))
             }
             Self::Categorical { name, categories, drop: Some(drop), .. } if *drop >= categories.len() => {
-                Err(format!("column {name:?}: drops category {drop} of {}", categories.len()))
+                Err(format!(
+                    "column {name:?} drops category {drop}, but has only {} categories",
+                    categories.len()
+                ))
             }
             _ => Ok(()),
         }
     }
 
-    /// Features it expands to.
+    /// How many features the column expands to.
     fn width(&self) -> usize {
         match self {
             Self::Numeric { .. } => 1,

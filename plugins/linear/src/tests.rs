@@ -1,4 +1,4 @@
-//! Answers against scikit-learn's: see tests/fixtures.
+//! Compares answers with scikit-learn's. The cases are in tests/fixtures.
 
 use std::fs;
 use std::path::Path;
@@ -60,14 +60,14 @@ fn names_what_is_wrong_with_a_file() {
     for (from, to, text) in [
         ("linear/1", "linear/2", "format \"modelhost-linear/2\" is not \"modelhost-linear/1\""),
         ("regression", "clustering", "unknown variant `clustering`"),
-        ("[[10,100,5,7]]", "[[10,100,5]]", "expand to 4 features, a coefficient row has 3"),
+        ("[[10,100,5,7]]", "[[10,100,5]]", "expand to 4 features, but a coefficient row has 3"),
         (
             "\"intercepts\":[1]",
             "\"intercepts\":[1,2]",
-            "1 scores expected, 1 coefficient rows and 2 intercepts",
+            "expected 1 scores, got 1 coefficient rows and 2 intercepts",
         ),
-        ("\"drop\":0", "\"drop\":3", "drops category 3 of 3"),
-        ("\"scale\":2", "\"scale\":0", "scale 0"),
+        ("\"drop\":0", "\"drop\":3", "drops category 3, but has only 3 categories"),
+        ("\"scale\":2", "\"scale\":0", "scale 0 is not a finite number"),
     ] {
         let error = Linear::parse(SMALL.replace(from, to).as_bytes()).unwrap_err();
         assert!(error.contains(text), "{error}");

@@ -1,14 +1,14 @@
-//! Serves any ONNX graph that tract can evaluate, inside the sandbox: no native code touches the model, and equal requests get
-//! equal bytes on every machine.
+//! Serves any ONNX graph that tract can evaluate, inside the sandbox. No native code touches the model. Equal requests
+//! get equal bytes on every machine.
 //!
-//! The signature is the graph's. The artifact is the manifest's only one, or the one that `[parameters] model` names.
+//! The signature is the graph's. `[parameters] model` names the graph's artifact. By default it is the first one.
 
 use modelhost_core::error::ErrorCode;
 use modelhost_core::tensor::{DType, Tensor as Value, TensorSpec as Spec};
 use modelhost_onnx::Graph;
 use modelhost_sdk::{Config, Datatype, Error, Model, Request, Signature, Tensor, TensorSpec, artifact};
 
-/// A graph and the names of its inputs, in its order.
+/// A graph, and the names of its inputs in the graph's order.
 pub struct Onnx {
     graph: Graph,
     inputs: Vec<String>,
@@ -59,7 +59,7 @@ fn error(error: modelhost_core::error::Error) -> Error {
     }
 }
 
-/// The same list in the contract's words.
+/// Converts a datatype of the host's types to the contract's.
 fn datatype(dtype: DType) -> Datatype {
     DATATYPES.iter().find(|(known, _)| *known == dtype).map_or(Datatype::Bytes, |(_, datatype)| *datatype)
 }

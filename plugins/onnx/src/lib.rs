@@ -1,11 +1,11 @@
-//! Serves any ONNX graph, ONNX-ML included, evaluated by the host: on tract or ONNX Runtime, on the processor or a GPU, as the
-//! manifest's `[graphs]` says. The manifest asks for the capability `wasi:nn`.
+//! Serves any ONNX graph, including ONNX-ML. The host evaluates the graph. The manifest's `[graphs]` chooses tract or
+//! ONNX Runtime, and CPU or GPU. The manifest must ask for the capability `wasi:nn`.
 //!
-//! The signature is the graph's. The artifact is the manifest's only one, or the one that `[parameters] model` names.
+//! The signature is the graph's. `[parameters] model` names the graph's artifact. By default it is the first one.
 
 use modelhost_sdk::{Config, Error, Model, Request, Signature, Tensor, graphs};
 
-/// The graph's name.
+/// A graph of the host, by name.
 pub struct Onnx {
     graph: String,
 }

@@ -1,4 +1,4 @@
-//! Write a model as a plain struct; get a Modelhost plugin.
+//! Makes a Modelhost plugin of a plain struct.
 //!
 //! ```ignore
 //! use modelhost_sdk::{Config, Datatype, Error, Model, Request, Signature, Tensor, TensorSpec};
@@ -24,8 +24,8 @@
 //! modelhost_sdk::export!(Doubler);
 //! ```
 //!
-//! Build it with `cargo build --release --target wasm32-wasip2` as a `cdylib`. `load` runs once per version; every
-//! request then starts from the memory it left behind, so `infer` takes `&self`: whatever it changes is gone afterwards.
+//! Build it as a `cdylib` with `cargo build --release --target wasm32-wasip2`. `load` runs once per version. Every
+//! request then starts from the memory that `load` left. What `infer` changes is gone afterwards, so it takes `&self`.
 
 use std::borrow::Cow;
 
@@ -44,7 +44,7 @@ pub mod bindings {
 
 /// Graphs that the host evaluates, with every datatype. Needs the capability `wasi:nn`.
 pub use bindings::modelhost::inference::graphs;
-/// The standard's interface to the same graphs. Needs the capability `wasi:nn`.
+/// The standard interface to the same graphs. Needs the capability `wasi:nn`.
 pub use bindings::wasi::nn;
 
 pub use bindings::exports::modelhost::inference::model::{LoadConfig as Config, Request};
@@ -53,16 +53,16 @@ pub use bindings::modelhost::inference::types::{
     Column, ColumnKind, Datatype, Error, Signature, Tensor, TensorSpec,
 };
 
-/// A model: how it is read, and how it answers.
+/// A model that a plugin serves.
 pub trait Model: Sized {
-    /// Reads the version's artifacts ([`artifact`]) and says what the model takes and gives.
+    /// Reads the version's artifacts ([`artifact`]). Returns the model and its signature.
     fn load(config: &Config) -> Result<(Self, Signature), Error>;
 
-    /// Answers one request. Names, datatypes and shapes already agree with the signature.
+    /// Answers one request. Its names, datatypes and shapes agree with the signature already.
     fn infer(&self, request: &Request) -> Result<Vec<Tensor>, Error>;
 }
 
-/// Makes `$model` the component's model.
+/// Exports `$model` as the component's model.
 #[macro_export]
 macro_rules! export {
     ($model:ty) => {
@@ -103,18 +103,18 @@ macro_rules! export {
     };
 }
 
-/// Sends a panic's message to the host's log, where the caller's error names it.
+/// Sends a panic's message to the host. It appears in the host's log and in the caller's error.
 #[doc(hidden)]
 pub fn report_panics() {
     std::panic::set_hook(Box::new(|info| log(Level::Error, &info.to_string())));
 }
 
-/// Bytes of heap that a loaded model has free, so that a usual request grows no memory: growing, and undoing it
-/// afterwards, costs more than the request itself.
+/// Bytes of heap that are free after `load`, so that a typical request does not grow the memory. To grow it, and to
+/// undo that afterwards, costs more than the request itself.
 const FREE_HEAP: usize = 2 << 20;
 
-/// Leaves [`FREE_HEAP`] bytes free in the memory that every request starts from. They are never written, so they take no
-/// room in the snapshot. Where the memory limit does not allow them, requests grow the memory themselves.
+/// Leaves [`FREE_HEAP`] bytes free in the memory that every request starts from. They are never written, so the
+/// snapshot does not store them. If the memory limit does not allow them, requests grow the memory themselves.
 #[doc(hidden)]
 pub fn reserve_heap() {
     let mut room: Vec<u8> = Vec::new();
@@ -122,24 +122,25 @@ pub fn reserve_heap() {
     std::hint::black_box(&room);
 }
 
-/// The content of one of this version's artifacts. Only while `load` runs. Errors: no such artifact, naming those there are.
+/// The content of one of this version's artifacts. Works only while `load` runs. Errors: no such artifact; the message
+/// names the artifacts.
 pub fn artifact(name: &str) -> Result<Vec<u8>, Error> {
     bindings::modelhost::inference::artifacts::read(name).map_err(Error::Model)
 }
 
-/// The names of this version's artifacts, in the manifest's order. Only while `load` runs.
+/// The names of this version's artifacts, in the manifest's order. Works only while `load` runs.
 pub fn artifact_names() -> Vec<String> {
     bindings::modelhost::inference::artifacts::names()
 }
 
 impl Config {
-    /// The name of the file that holds the model: what `[parameters] model` says, or the manifest's first artifact. Only while
-    /// `load` runs. Errors: there is none.
+    /// The name of the model file: the value of `[parameters] model`, or else the manifest's first artifact. Works only
+    /// while `load` runs. Errors: the manifest has no artifact.
     pub fn model_file(&self) -> Result<String, Error> {
         let named = self.parameter("model").map(str::to_owned);
         named
             .or_else(|| artifact_names().into_iter().next())
-            .ok_or_else(|| Error::Model("no artifact: the manifest names no model file".into()))
+            .ok_or_else(|| Error::Model("the manifest names no artifact, so there is no model file".into()))
     }
 
     /// The value of the manifest's `[parameters]` entry `name`.
@@ -149,7 +150,7 @@ impl Config {
 }
 
 impl Request {
-    /// The input of this name. Errors: there is none, which the signature rules out.
+    /// The input of this name. Errors: it is missing. That cannot happen to an input of the signature.
     pub fn input(&self, name: &str) -> Result<&Tensor, Error> {
         let found = self.inputs.iter().find(|tensor| tensor.name == name);
         found.ok_or_else(|| Error::InvalidInput(format!("input {name:?} is missing")))
@@ -157,12 +158,12 @@ impl Request {
 }
 
 impl TensorSpec {
-    /// A tensor's type; a dimension of -1 is decided by each request.
+    /// A tensor's type. Each request chooses the size of a dimension of -1.
     pub fn new(name: &str, datatype: Datatype, shape: &[i64]) -> Self {
         Self { name: name.into(), datatype, shape: shape.to_vec(), columns: Vec::new() }
     }
 
-    /// The same, as a table of these columns: its shape becomes `[-1, columns]`.
+    /// Makes the tensor a table of these columns. Its shape becomes `[-1, columns]`.
     pub fn with_columns(mut self, columns: Vec<Column>) -> Self {
         self.shape = vec![-1, columns.len() as i64];
         self.columns = columns;
@@ -171,7 +172,7 @@ impl TensorSpec {
 }
 
 impl Column {
-    /// A number that every row must have.
+    /// A numeric column that every row must have.
     pub fn numeric(name: &str) -> Self {
         Self {
             name: name.into(),
@@ -187,7 +188,7 @@ impl Column {
 
 /// A Rust type that a tensor's elements can be read as.
 pub trait Element: bytemuck::Pod {
-    /// The datatype it reads and writes.
+    /// The datatype of a tensor of these elements.
     const DATATYPE: Datatype;
 }
 
@@ -201,7 +202,7 @@ elements!(u8 => Uint8, u16 => Uint16, u32 => Uint32, u64 => Uint64, i8 => Int8, 
     i64 => Int64, f32 => Fp32, f64 => Fp64);
 
 impl Tensor {
-    /// The elements, row-major; borrowed where their alignment allows. Errors: another datatype.
+    /// The elements in row-major order, borrowed if their alignment allows it. Errors: the tensor has another datatype.
     pub fn values<T: Element>(&self) -> Result<Cow<'_, [T]>, Error> {
         if self.datatype != T::DATATYPE {
             let (name, came) = (&self.name, self.datatype);
@@ -213,7 +214,7 @@ impl Tensor {
         }
     }
 
-    /// The elements of a BYTES tensor. Errors: another datatype.
+    /// The elements of a BYTES tensor. Errors: the tensor has another datatype.
     pub fn bytes_elements(&self) -> Result<Vec<&[u8]>, Error> {
         if self.datatype != Datatype::Bytes {
             let (name, came) = (&self.name, self.datatype);
@@ -229,7 +230,7 @@ impl Tensor {
         Ok(elements)
     }
 
-    /// A tensor of these elements, row-major. The host checks that they fill `shape`.
+    /// A tensor of these elements in row-major order. The host checks that they fill `shape`.
     pub fn from_values<T: Element>(name: &str, shape: &[u64], values: &[T]) -> Self {
         Self {
             name: name.into(),
@@ -243,7 +244,7 @@ impl Tensor {
     pub fn from_bytes_elements(name: &str, shape: &[u64], elements: &[&[u8]]) -> Self {
         let mut data = Vec::new();
         for element in elements {
-            #[expect(clippy::cast_possible_truncation, reason = "a guest's memory ends below 4 GiB")]
+            #[expect(clippy::cast_possible_truncation, reason = "a guest's memory is at most 4 GiB")]
             data.extend_from_slice(&(element.len() as u32).to_le_bytes());
             data.extend_from_slice(element);
         }

@@ -1,4 +1,4 @@
-//! A model written by hand: how many months until a savings goal is reached.
+//! A hand-written model. It predicts the months until a savings goal is reached.
 
 use modelhost_sdk::{Column, Config, Datatype, Error, Model, Request, Signature, Tensor, TensorSpec};
 

@@ -1,5 +1,5 @@
-//! Handwritten digits. Pictures are strangers' files, so they are decoded here, in the sandbox; the network is the graph `model.onnx`,
-//! which the host evaluates.
+//! Recognises handwritten digits. Pictures come from strangers, so they are decoded here, in the sandbox. The network
+//! is the graph `model.onnx`, which the host evaluates.
 
 use std::io::Cursor;
 
@@ -7,16 +7,16 @@ use image::imageops::{FilterType, resize};
 use image::{GrayImage, ImageReader, Limits};
 use modelhost_sdk::{Config, Datatype, Error, Model, Request, Signature, Tensor, TensorSpec, graphs};
 
-/// Points along each side of what the network takes.
+/// Pixels along each side of the network's input.
 const SIDE: u32 = 8;
 
-/// The network's brightness: from 0 (paper) to this (ink).
+/// The network's pixel values range from 0 (paper) to this (ink).
 const INK: f32 = 16.0;
 
-/// Largest picture, along each side.
+/// The largest width and height of a picture, in pixels.
 const MAX_SIDE: u32 = 4096;
 
-/// The model; all of it is the graph.
+/// The model. It has no state besides the graph.
 pub struct Digits;
 
 impl Model for Digits {
@@ -55,7 +55,7 @@ fn decode(picture: &[u8]) -> image::ImageResult<GrayImage> {
     Ok(reader.decode()?.into_luma8())
 }
 
-/// The picture as the network knows it: 8 x 8 points. What its corners show is paper.
+/// Converts a picture to the network's input: 8 x 8 pixels. The corners show the brightness of the paper.
 fn ink(picture: &GrayImage) -> impl Iterator<Item = f32> + use<> {
     let small = resize(picture, SIDE, SIDE, FilterType::Triangle);
     let corners = [(0, 0), (SIDE - 1, 0), (0, SIDE - 1), (SIDE - 1, SIDE - 1)];

@@ -1,5 +1,5 @@
-//! Sentence embeddings. Texts become tokens here, in the sandbox; the transformer is the graph `model.onnx`, which the host evaluates
-//! through the standard `wasi:nn`.
+//! Computes sentence embeddings. The component tokenizes texts in its sandbox. The transformer is the graph
+//! `model.onnx`, which the host evaluates through the standard `wasi:nn`.
 
 use modelhost_sdk::nn::errors::{Error as NnError, ErrorCode};
 use modelhost_sdk::nn::graph::load_by_name;
@@ -7,15 +7,15 @@ use modelhost_sdk::nn::tensor::{Tensor as NnTensor, TensorType};
 use modelhost_sdk::{Config, Datatype, Error, Model, Request, Signature, Tensor, TensorSpec, artifact};
 use tokenizers::{Tokenizer, TruncationParams};
 
-/// Numbers of an embedding.
+/// The length of an embedding.
 const SIZE: i64 = 384;
 
-/// The tokenizer; the graph is the host's.
+/// The tokenizer. The host has the graph.
 pub struct TextEmbedding {
     tokenizer: Tokenizer,
 }
 
-/// What the graph takes: token ids and the mask of those that are words, both of this shape, [texts, longest text].
+/// The graph's inputs: token ids, and a mask that is 1 for tokens and 0 for padding. Shape: [texts, longest text].
 struct Tokens {
     ids: Vec<i64>,
     mask: Vec<i64>,
@@ -25,9 +25,9 @@ struct Tokens {
 impl Model for TextEmbedding {
     fn load(config: &Config) -> Result<(Self, Signature), Error> {
         let max_tokens = config.parameter("max_tokens").unwrap_or("256");
-        let max_tokens = max_tokens
-            .parse()
-            .map_err(|_| Error::Model(format!("parameter max_tokens = {max_tokens:?} is no whole number")))?;
+        let max_tokens = max_tokens.parse().map_err(|_| {
+            Error::Model(format!("parameter max_tokens = {max_tokens:?} is not a whole number"))
+        })?;
         let wrong = |error: tokenizers::Error| Error::Model(format!("tokenizer.json: {error}"));
         let mut tokenizer = Tokenizer::from_bytes(artifact("tokenizer.json")?).map_err(wrong)?;
         let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
@@ -60,7 +60,7 @@ impl TextEmbedding {
     fn tokens(&self, texts: &[&[u8]]) -> Result<Tokens, Error> {
         let encode = |(at, text): (usize, &&[u8])| {
             let wrong = |why: String| Error::InvalidInput(format!("input \"text\", element {at}: {why}"));
-            let text = str::from_utf8(text).map_err(|error| wrong(format!("no UTF-8: {error}")))?;
+            let text = str::from_utf8(text).map_err(|error| wrong(format!("not UTF-8: {error}")))?;
             self.tokenizer.encode_fast(text, true).map_err(|error| wrong(error.to_string()))
         };
         let encodings = texts.iter().enumerate().map(encode).collect::<Result<Vec<_>, _>>()?;
@@ -77,7 +77,7 @@ impl TextEmbedding {
     }
 }
 
-/// Whose fault it is: the interface tells the caller's from the graph's.
+/// Converts an error of `wasi:nn`. An invalid argument is the caller's fault, anything else the model's.
 fn said(error: NnError) -> Error {
     match error.code() {
         ErrorCode::InvalidArgument => Error::InvalidInput(error.data()),
