@@ -1,6 +1,6 @@
 //! The manifest's first example, for people: what a form shows and a document quotes.
 
-use modelhost_core::tensor::{Column, ColumnKind, Tensor};
+use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor};
 use modelhost_core::version::Version;
 use serde_json::Value;
 
@@ -22,18 +22,30 @@ pub(crate) fn fields(version: &Version) -> Option<Vec<ExampleField>> {
     let inputs = &version.package.examples.first()?.request.inputs;
     match version.report.signature.table() {
         Some(table) => {
-            let (values, _) = inputs.first()?.data().as_chunks::<4>();
-            let values = values.iter().map(|bytes| f32::from_le_bytes(*bytes));
-            Some(table.columns.iter().zip(values).map(|(column, value)| of_column(column, value)).collect())
+            let values = numbers(inputs.first()?);
+            let columns = table.columns.iter().zip(values);
+            Some(columns.map(|(column, (value, text))| of_column(column, value, text)).collect())
         }
         None => Some(inputs.iter().map(of_input).collect()),
     }
 }
 
-fn of_column(column: &Column, value: f32) -> ExampleField {
+/// A tensor's numbers, and each as a person writes it.
+fn numbers(tensor: &Tensor) -> Vec<(f64, String)> {
+    if tensor.dtype() == DType::Fp64 {
+        let (values, _) = tensor.data().as_chunks::<8>();
+        let values = values.iter().map(|bytes| f64::from_le_bytes(*bytes));
+        return values.map(|value| (value, value.to_string())).collect();
+    }
+    let (values, _) = tensor.data().as_chunks::<4>();
+    let values = values.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    values.map(|value| (f64::from(value), value.to_string())).collect()
+}
+
+fn of_column(column: &Column, value: f64, text: String) -> ExampleField {
     let (text, is_number) = match &column.kind {
         _ if value.is_nan() => (String::new(), false),
-        ColumnKind::Numeric => (value.to_string(), true),
+        ColumnKind::Numeric => (text, true),
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a category's index")]
         ColumnKind::Categorical(values) => (values.get(value as usize).cloned().unwrap_or_default(), false),
     };

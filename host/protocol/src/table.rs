@@ -17,7 +17,7 @@ pub(crate) struct Rows<'a> {
     /// May stand in a row beside the columns.
     sticky_field: Option<&'a str>,
     /// The row being read.
-    row: Vec<Option<f32>>,
+    row: Vec<Option<f64>>,
     data: Vec<u8>,
     /// Rows so far, those of earlier requests of the same stream included.
     count: u64,
@@ -36,8 +36,7 @@ pub(crate) enum Field {
 impl<'a> Rows<'a> {
     /// Errors: invalid argument, when the version's input is no table.
     pub(crate) fn new(version: &'a Version, sticky_field: Option<&'a str>) -> Result<Self, Error> {
-        let table = version.report.signature.table().filter(|table| table.dtype == DType::Fp32);
-        let spec = table.ok_or_else(|| {
+        let spec = table(version).ok_or_else(|| {
             let model = &version.model;
             let text =
                 format!("model {model} takes tensors, not rows of columns: call /v2/models/{model}/infer");
@@ -87,23 +86,28 @@ impl<'a> Rows<'a> {
         self.set(at, value)
     }
 
-    fn set(&mut self, at: usize, value: f32) -> Result<(), Error> {
-        let Some(place) = self.row.get_mut(at) else { return Ok(()) };
-        if place.replace(value).is_some() {
-            let name = self.columns().get(at).map_or("", |column| &column.name);
-            return Err(Error::invalid(format!("record {}, field {name:?}: is given twice", self.count)));
+    fn set(&mut self, at: usize, value: f64) -> Result<(), Error> {
+        let (Some(place), Some(column)) = (self.row.get_mut(at), self.spec.columns.get(at)) else {
+            return Ok(());
+        };
+        let is_given = place.replace(value).is_some();
+        if self.spec.dtype == DType::Fp32 && value.is_finite() && !to_single(value).is_finite() {
+            return Err(self.wrong(column, "the number is too large for its datatype"));
         }
-        Ok(())
+        if is_given { Err(self.wrong(column, "is given twice")) } else { Ok(()) }
     }
 
     /// Ends the row. Errors: invalid argument, naming the column that is missing and must not be.
     pub(crate) fn end_row(&mut self) -> Result<(), Error> {
         for (at, column) in self.columns().iter().enumerate() {
-            let value = self.row.get_mut(at).and_then(Option::take).unwrap_or(f32::NAN);
+            let value = self.row.get_mut(at).and_then(Option::take).unwrap_or(f64::NAN);
             if value.is_nan() && !column.missing {
                 return Err(self.wrong(column, "is missing"));
             }
-            self.data.extend_from_slice(&value.to_le_bytes());
+            match self.spec.dtype {
+                DType::Fp64 => self.data.extend_from_slice(&value.to_le_bytes()),
+                _ => self.data.extend_from_slice(&to_single(value).to_le_bytes()),
+            }
         }
         self.count += 1;
         self.rows += 1;
@@ -119,7 +123,7 @@ impl<'a> Rows<'a> {
     pub(crate) fn take(&mut self) -> Result<InferRequest, Error> {
         let shape = vec![std::mem::take(&mut self.rows), self.spec.columns.len() as u64];
         let data = std::mem::take(&mut self.data);
-        let input = Tensor::new(self.spec.name.clone(), DType::Fp32, shape, data.into())?;
+        let input = Tensor::new(self.spec.name.clone(), self.spec.dtype, shape, data.into())?;
         Ok(InferRequest { inputs: vec![input], ..InferRequest::default() })
     }
 
@@ -133,9 +137,20 @@ impl<'a> Rows<'a> {
     }
 }
 
-fn read_value(reader: &mut Reader<'_>, column: &Column) -> Result<f32, Error> {
+/// The version's input, where it is a table that rows can fill: of FP32 or FP64.
+pub(crate) fn table(version: &Version) -> Option<&TensorSpec> {
+    version.report.signature.table().filter(|table| matches!(table.dtype, DType::Fp32 | DType::Fp64))
+}
+
+/// As the libraries do whose columns are FP32: the double is rounded.
+#[expect(clippy::cast_possible_truncation, reason = "FP32 is what the signature says")]
+fn to_single(value: f64) -> f32 {
+    value as f32
+}
+
+fn read_value(reader: &mut Reader<'_>, column: &Column) -> Result<f64, Error> {
     if reader.word("null") {
-        return Ok(f32::NAN);
+        return Ok(f64::NAN);
     }
     match &column.kind {
         ColumnKind::Numeric if reader.peek() == Some(b'"') => {
@@ -151,10 +166,10 @@ fn read_value(reader: &mut Reader<'_>, column: &Column) -> Result<f32, Error> {
     }
 }
 
-fn parse_value(text: &[u8], column: &Column) -> Result<f32, Error> {
+fn parse_value(text: &[u8], column: &Column) -> Result<f64, Error> {
     let text = std::str::from_utf8(text).map_err(|_| Error::invalid("is not UTF-8"))?.trim();
     match &column.kind {
-        _ if text.is_empty() => Ok(f32::NAN),
+        _ if text.is_empty() => Ok(f64::NAN),
         ColumnKind::Numeric => {
             fast_float2::parse(text).map_err(|_| Error::invalid(format!("{text:?} is not a number")))
         }
@@ -162,11 +177,11 @@ fn parse_value(text: &[u8], column: &Column) -> Result<f32, Error> {
     }
 }
 
-fn category(text: &str, values: &[String]) -> Result<f32, Error> {
+fn category(text: &str, values: &[String]) -> Result<f64, Error> {
     let index = values.iter().position(|value| value == text);
     let index = index.ok_or_else(|| Error::invalid(format!("{text:?} is not one of {values:?}")))?;
     #[expect(clippy::cast_precision_loss, reason = "a category's index is far below 2^24")]
-    Ok(index as f32)
+    Ok(index as f64)
 }
 
 /// The text of `field` in the first of a list of records, or in a record that stands alone. Whatever is malformed is said by who

@@ -26,6 +26,20 @@ fn maps_fields_to_columns_by_name() {
 }
 
 #[test]
+fn doubles_stay_doubles() {
+    let mut version = version();
+    version.report.signature.inputs[0].dtype = DType::Fp64;
+    let body = r#"[{"age": 1700000000.123, "purpose": "tv"}, {"age": 16777217}, {"age": 1e300}]"#;
+    let request = decode(body.as_bytes(), &version, None).unwrap();
+    let (came, _) = request.inputs[0].data().as_chunks::<8>();
+    let came: Vec<f64> = came.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+    let nan = f64::NAN;
+    assert_eq!(format!("{came:?}"), format!("{:?}", [1_700_000_000.123, 1.0, 16_777_217.0, nan, 1e300, nan]));
+    let csv = crate::csv::decode(b"age\n1700000000.123\n", &version, None).unwrap();
+    assert_eq!(csv.inputs[0].data().as_ref()[..8], 1_700_000_000.123_f64.to_le_bytes());
+}
+
+#[test]
 fn names_record_and_field() {
     check(r#"[{"purpose": "tv"}]"#, Err("record 0, field \"age\": is missing"));
     check(r#"[{"age":1},{"age": null}]"#, Err("record 1, field \"age\": is missing"));
@@ -35,6 +49,7 @@ fn names_record_and_field() {
     );
     check(r#"[{"age":1,"colour":1}]"#, Err("record 0, field \"colour\": is not a column of this model"));
     check(r#"[{"age":"old"}]"#, Err("record 0, field \"age\": a number is expected, a string came"));
+    check(r#"[{"age":1e39}]"#, Err("record 0, field \"age\": the number is too large for its datatype"));
     check(r#"[{"age":1,"age":2}]"#, Err("record 0, field \"age\": is given twice"));
 }
 
