@@ -148,8 +148,10 @@ pub struct Column {
     pub minimum: Option<f64>,
     /// Largest value seen in training, inclusive. A hint, not enforced.
     pub maximum: Option<f64>,
-    /// Whether a row may leave it out; it then travels as NaN.
+    /// Whether a row may be without a value for it; NaN stands for that.
     pub missing: bool,
+    /// Whether a text that is none of its categories counts as missing; else it is refused. The manifest alone says so.
+    pub unknown_is_missing: bool,
 }
 
 /// A tensor's type; a dimension of `None` (-1 on the wire) is decided by each request.

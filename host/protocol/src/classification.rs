@@ -84,6 +84,7 @@ mod tests {
             minimum: None,
             maximum: None,
             missing: false,
+            unknown_is_missing: false,
         };
         let classes = classify(&output, count, &[column("cat"), column("dog")]).unwrap();
         let came: Vec<_> =

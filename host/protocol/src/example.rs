@@ -15,6 +15,8 @@ pub(crate) struct ExampleField {
     /// As a person types it; empty where it is missing.
     pub(crate) text: String,
     is_number: bool,
+    /// A column without a value.
+    is_missing: bool,
 }
 
 /// The first example's fields; `None` when the manifest has none.
@@ -49,13 +51,13 @@ fn of_column(column: &Column, value: f64, text: String) -> ExampleField {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a category's index")]
         ColumnKind::Categorical(values) => (values.get(value as usize).cloned().unwrap_or_default(), false),
     };
-    ExampleField { name: column.name.clone(), text, is_number }
+    ExampleField { name: column.name.clone(), text, is_number, is_missing: value.is_nan() }
 }
 
 /// An input that cannot be shown stays empty.
 fn of_input(tensor: &Tensor) -> ExampleField {
     let text = written(tensor, None).unwrap_or_default();
-    ExampleField { name: tensor.name().to_owned(), text, is_number: false }
+    ExampleField { name: tensor.name().to_owned(), text, is_number: false, is_missing: false }
 }
 
 /// A tensor as JSON, or one row of it; `None` when it has no such form, or is too large to show.
@@ -71,11 +73,13 @@ pub(crate) fn written(tensor: &Tensor, row: Option<usize>) -> Option<String> {
     String::from_utf8(out).ok().filter(|text| text.len() <= MAX_EXAMPLE)
 }
 
-/// The fields as a JSON record: numbers as numbers, missing ones left out.
+/// The fields as a JSON record: numbers as numbers, missing ones as `null`; what cannot be shown is left out.
 pub(crate) fn record(fields: &[ExampleField]) -> Value {
     let value = |field: &ExampleField| {
         let number = field.is_number.then(|| field.text.parse::<f64>().ok()).flatten();
-        (field.name.clone(), number.map_or_else(|| Value::from(field.text.as_str()), Value::from))
+        let text = || if field.is_missing { Value::Null } else { Value::from(field.text.as_str()) };
+        (field.name.clone(), number.map_or_else(text, Value::from))
     };
-    Value::Object(fields.iter().filter(|field| !field.text.is_empty()).map(value).collect())
+    let shown = fields.iter().filter(|field| field.is_missing || !field.text.is_empty());
+    Value::Object(shown.map(value).collect())
 }

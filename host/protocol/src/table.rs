@@ -13,6 +13,8 @@ use crate::json_tensor;
 /// Rows collected for one request.
 pub(crate) struct Rows<'a> {
     spec: &'a TensorSpec,
+    /// One a column.
+    rules: Vec<Rule>,
     by_name: HashMap<&'a str, usize>,
     /// May stand in a row beside the columns.
     sticky_field: Option<&'a str>,
@@ -23,6 +25,14 @@ pub(crate) struct Rows<'a> {
     count: u64,
     /// Rows of this request.
     rows: u64,
+}
+
+/// What the manifest allows of a column.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Rule {
+    /// A row may leave it out altogether. Who forgets a column, or misspells it, is told elsewhere.
+    pub(crate) may_be_absent: bool,
+    unknown_is_missing: bool,
 }
 
 /// Where a value of a row belongs.
@@ -45,7 +55,16 @@ impl<'a> Rows<'a> {
         let by_name =
             spec.columns.iter().enumerate().map(|(at, column)| (column.name.as_str(), at)).collect();
         let row = vec![None; spec.columns.len()];
-        Ok(Self { spec, by_name, sticky_field, row, data: Vec::new(), count: 0, rows: 0 })
+        Ok(Self {
+            spec,
+            rules: rules(version, spec),
+            by_name,
+            sticky_field,
+            row,
+            data: Vec::new(),
+            count: 0,
+            rows: 0,
+        })
     }
 
     /// The table's columns.
@@ -74,7 +93,8 @@ impl<'a> Rows<'a> {
     /// Reads one JSON value of the row. Errors: invalid argument naming record and field.
     pub(crate) fn json(&mut self, reader: &mut Reader<'_>, at: usize) -> Result<(), Error> {
         let Some(column) = self.columns().get(at) else { return reader.skip() };
-        let value = read_value(reader, column).map_err(|error| self.wrong(column, &error.message))?;
+        let value =
+            read_value(reader, column, self.rule(at)).map_err(|error| self.wrong(column, &error.message))?;
         self.set(at, value)
     }
 
@@ -82,8 +102,13 @@ impl<'a> Rows<'a> {
     /// field.
     pub(crate) fn text(&mut self, text: &[u8], at: usize) -> Result<(), Error> {
         let Some(column) = self.columns().get(at) else { return Ok(()) };
-        let value = parse_value(text, column).map_err(|error| self.wrong(column, &error.message))?;
+        let value =
+            parse_value(text, column, self.rule(at)).map_err(|error| self.wrong(column, &error.message))?;
         self.set(at, value)
+    }
+
+    fn rule(&self, at: usize) -> Rule {
+        self.rules.get(at).copied().unwrap_or_default()
     }
 
     fn set(&mut self, at: usize, value: f64) -> Result<(), Error> {
@@ -100,7 +125,13 @@ impl<'a> Rows<'a> {
     /// Ends the row. Errors: invalid argument, naming the column that is missing and must not be.
     pub(crate) fn end_row(&mut self) -> Result<(), Error> {
         for (at, column) in self.columns().iter().enumerate() {
-            let value = self.row.get_mut(at).and_then(Option::take).unwrap_or(f64::NAN);
+            let given = self.row.get_mut(at).and_then(Option::take);
+            if given.is_none() && column.missing && !self.rule(at).may_be_absent {
+                return Err(
+                    self.wrong(column, "is missing: a row without a value says null, or nothing in CSV")
+                );
+            }
+            let value = given.unwrap_or(f64::NAN);
             if value.is_nan() && !column.missing {
                 return Err(self.wrong(column, "is missing"));
             }
@@ -142,13 +173,28 @@ pub(crate) fn table(version: &Version) -> Option<&TensorSpec> {
     version.report.signature.table().filter(|table| matches!(table.dtype, DType::Fp32 | DType::Fp64))
 }
 
+/// The rules of the table's columns, from the manifest's columns of the same names.
+pub(crate) fn rules(version: &Version, table: &TensorSpec) -> Vec<Rule> {
+    let described = &version.package.columns;
+    let of = |(at, column): (usize, &Column)| {
+        // They usually stand in the same order.
+        let same = described.get(at).filter(|described| described.name == column.name);
+        let described = same.or_else(|| described.iter().find(|described| described.name == column.name));
+        described.map_or_else(Rule::default, |described| Rule {
+            may_be_absent: described.missing,
+            unknown_is_missing: described.unknown_is_missing,
+        })
+    };
+    table.columns.iter().enumerate().map(of).collect()
+}
+
 /// As the libraries do whose columns are FP32: the double is rounded.
 #[expect(clippy::cast_possible_truncation, reason = "FP32 is what the signature says")]
 fn to_single(value: f64) -> f32 {
     value as f32
 }
 
-fn read_value(reader: &mut Reader<'_>, column: &Column) -> Result<f64, Error> {
+fn read_value(reader: &mut Reader<'_>, column: &Column, rule: Rule) -> Result<f64, Error> {
     if reader.word("null") {
         return Ok(f64::NAN);
     }
@@ -158,27 +204,35 @@ fn read_value(reader: &mut Reader<'_>, column: &Column) -> Result<f64, Error> {
         }
         ColumnKind::Numeric => json_tensor::read_float(reader),
         ColumnKind::Categorical(values) => {
-            if reader.peek() != Some(b'"') {
-                return Err(Error::invalid(format!("one of {values:?} is expected")));
-            }
-            category(&reader.string()?, values)
+            // Categories may be numbers or truth values in the training table.
+            let text = match reader.peek() {
+                Some(b'"') => reader.string()?,
+                Some(b'-' | b'0'..=b'9') => reader.number()?.into(),
+                Some(b't') if reader.word("true") => "true".into(),
+                Some(b'f') if reader.word("false") => "false".into(),
+                _ => return Err(Error::invalid(format!("one of {values:?} is expected"))),
+            };
+            category(&text, values, rule)
         }
     }
 }
 
-fn parse_value(text: &[u8], column: &Column) -> Result<f64, Error> {
+fn parse_value(text: &[u8], column: &Column, rule: Rule) -> Result<f64, Error> {
     let text = std::str::from_utf8(text).map_err(|_| Error::invalid("is not UTF-8"))?.trim();
     match &column.kind {
         _ if text.is_empty() => Ok(f64::NAN),
         ColumnKind::Numeric => {
             fast_float2::parse(text).map_err(|_| Error::invalid(format!("{text:?} is not a number")))
         }
-        ColumnKind::Categorical(values) => category(text, values),
+        ColumnKind::Categorical(values) => category(text, values, rule),
     }
 }
 
-fn category(text: &str, values: &[String]) -> Result<f64, Error> {
+fn category(text: &str, values: &[String], rule: Rule) -> Result<f64, Error> {
     let index = values.iter().position(|value| value == text);
+    if index.is_none() && rule.unknown_is_missing {
+        return Ok(f64::NAN);
+    }
     let index = index.ok_or_else(|| Error::invalid(format!("{text:?} is not one of {values:?}")))?;
     #[expect(clippy::cast_precision_loss, reason = "a category's index is far below 2^24")]
     Ok(index as f64)

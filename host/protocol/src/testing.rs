@@ -27,6 +27,7 @@ pub(crate) fn version() -> Version {
         minimum: None,
         maximum: None,
         missing,
+        unknown_is_missing: false,
     };
     let columns = vec![
         column("age", ColumnKind::Numeric, false),
@@ -36,7 +37,7 @@ pub(crate) fn version() -> Version {
         name: "input".into(),
         dtype: DType::Fp32,
         shape: vec![None, Some(2)],
-        columns: columns.into(),
+        columns: columns.clone().into(),
     };
     let output = TensorSpec { name: "p".into(), dtype: DType::Fp32, shape: vec![None], columns: [].into() };
     let signature = Signature { inputs: vec![input], outputs: vec![output] };
@@ -48,7 +49,7 @@ pub(crate) fn version() -> Version {
             component: Digest::from_bytes([0; 32]),
             artifacts: Vec::new(),
             parameters: Vec::new(),
-            columns: [].into(),
+            columns: columns.into(),
             capabilities: Vec::new(),
             response_cache: false,
             graphs: GraphOptions::default(),

@@ -41,6 +41,9 @@ pub(crate) fn configure(ensemble: &mut Ensemble, config: &Config) -> Result<(), 
     Ok(())
 }
 
+/// Parameters of the inference protocol itself, which hosts and clients settle between them: they say nothing about answers.
+const OF_THE_PROTOCOL: [&str; 5] = ["timeout", "priority", "sequence_id", "sequence_start", "sequence_end"];
+
 /// Reads a request's parameters. Errors: one that is unknown, or no such thing.
 pub(crate) fn ask(ensemble: &Ensemble, parameters: &[(String, String)], rows: u64) -> Result<Ask, String> {
     let mut ask = Ask::default();
@@ -64,6 +67,7 @@ pub(crate) fn ask(ensemble: &Ensemble, parameters: &[(String, String)], rows: u6
                 end = (trees > 0).then(|| limit.min(trained));
             }
             ("base_margin", Library::XgBoost) => ask.margin = margin(value, rows, ensemble.groups())?,
+            (name, _) if OF_THE_PROTOCOL.contains(&name) || name.starts_with("triton_") => {}
             (_, library) => return Err(format!("parameter {name:?} is unknown: {}", known(library))),
         }
     }

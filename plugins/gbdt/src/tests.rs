@@ -317,6 +317,7 @@ fn refuses_parameters_it_does_not_know() {
     let all = ask(&xgboost, &[], 0.0).unwrap();
     assert_eq!(ask(&xgboost, &[("iteration_end", "0")], 0.0).unwrap(), all);
     assert_ne!(ask(&xgboost, &[("iteration_end", "4")], 0.0).unwrap(), all);
+    assert_eq!(ask(&xgboost, &[("timeout", "1000"), ("priority", "1")], 0.0).unwrap(), all);
 }
 
 #[test]
