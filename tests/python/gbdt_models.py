@@ -6,6 +6,7 @@ Writes tests/fixtures/gbdt/LIBRARY-VERSION/: the models and cases.json, which th
 tests/fixtures/README.md for the environments.
 """
 
+import contextlib
 import gzip
 import importlib
 import json
@@ -24,6 +25,19 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "gbdt"
 COLUMNS = ["a", "b", "cents", "since", "tiny", "half", "kind", "many"]
 N = 500
 KIND, MANY = 6, 7
+
+
+# Cases whose contributions are written too.
+EXPLAINED = {
+    "binary-logistic",
+    "multi-softprob",
+    "dart-raw",
+    "categories-one",
+    "categories-sets",
+    "forest",
+    "gblinear-binary",
+}
+EXPLAINED |= {"leaves-only", "range", "base-margin", "regression", "multiclass", "binary", "zero-missing", "categories"}
 
 
 def training_table():
@@ -109,6 +123,15 @@ def hostile_rows(infinite):
     return np.array(rows)
 
 
+def thousand_rows():
+    """1,000 rows like those of the training table."""
+    rng = np.random.default_rng(17)
+    rows = TABLE[rng.integers(0, N, 1000)]
+    rows[:, 0] = np.round(rows[:, 0] + rng.normal(size=1000) / 4, 2)
+    rows[:, 5] = np.round(rows[:, 5], 2)
+    return rows
+
+
 def on_thresholds(thresholds, near, single):
     """Rows whose values are thresholds of the model, and the numbers just below and above.
 
@@ -155,7 +178,7 @@ class Cases:
         self.cases = []
 
     def add(self, name, model, bound, expected=None, table="hostile", more=(), **case):
-        """`bound`: "ulps N" of a single, or "relative X". `case`: columns, parameters, request, refused."""
+        """`bound`: "ulps N" of a single, or "relative X". `case`: columns, parameters, request, refused and more."""
         if expected is not None:
             case["expected"] = nested(expected)
         if len(more):
@@ -275,13 +298,17 @@ def make_xgboost():
         if margin is not None:
             asked.set_base_margin(margin(asked.num_row()))
         expected = booster.predict(asked, **(ask or {}))
+        if name in EXPLAINED:
+            with contextlib.suppress(xgboost.core.XGBoostError):  # some boosters' are not supported
+                explained[name] = nested(booster.predict(asked, pred_contribs=True, **(ask or {}))[:60])
         return booster, model, bound, expected, more
 
-    def add(name, label, bound=linked, request=None, table="hostile", more_case=None, **rest):
+    explained = {}
+
+    def add(name, label, bound=linked, request=None, table="hostile", **rest):
         booster, model, bound, expected, more = case(name, label, bound, table=table, **rest)
-        cases.add(
-            name, model, bound, expected, table, more, **({"request": request} if request else {}), **(more_case or {})
-        )
+        more_case = {"contributions": explained[name]} if name in explained else {}
+        cases.add(name, model, bound, expected, table, more, **({"request": request} if request else {}), **more_case)
         return booster
 
     # Objectives. Sums are exact; what goes through exp differs by the last bit of the C library's.
@@ -391,7 +418,14 @@ def make_xgboost():
         "objective": "reg:squarederror",
     }
     add("categories-one", SCORE, exact, max_cat_to_onehot=200, **categorical)
-    add("categories-sets", SCORE, exact, max_cat_to_onehot=1, **categorical)
+    booster = add("categories-sets", SCORE, exact, max_cat_to_onehot=1, **categorical)
+    if version >= (3, 0):
+        cases.tables["thousand"] = thousand = thousand_rows()
+        asked = xgboost.DMatrix(thousand, feature_types=types, enable_categorical=True)
+        contributions = nested(booster.predict(asked, pred_contribs=True))
+        cases.add(
+            "thousand", "categories-sets.json", exact, booster.predict(asked), "thousand", contributions=contributions
+        )
     add("categories-sets-ubj", SCORE, exact, suffix="ubj", max_cat_to_onehot=1, **categorical)
 
     # Requests.
@@ -621,7 +655,11 @@ def make_lightgbm():
         booster = train(name, label, **parameters)
         more = on_thresholds(thresholds(booster), rows[:20], single=False)
         expected = booster.predict(np.concatenate([rows, more]) if len(more) else rows, **(ask or {}))
-        cases.add(name, f"{name}.txt", bound, expected, more=more, **({"request": request} if request else {}))
+        case = {"request": request} if request else {}
+        if name in EXPLAINED:
+            case["contributions"] = nested(booster.predict(rows[:60], pred_contrib=True, **(ask or {})))
+        cases.add(name, f"{name}.txt", bound, expected, more=more, **case)
+        return booster
 
     for objective in ["regression", "regression_l1", "huber", "fair", "quantile"]:
         add(objective, SCORE, objective=objective)
@@ -652,7 +690,18 @@ def make_lightgbm():
     add("extra-trees", SCORE, objective="regression", extra_trees=True)
     add("zero-missing", SCORE, objective="regression", zero_as_missing=True)
     add("no-missing", SCORE, objective="regression", use_missing=False)
-    add("categories", SCORE, objective="regression", categorical_feature=[KIND, MANY])
+    booster = add("categories", SCORE, objective="regression", categorical_feature=[KIND, MANY])
+    if version >= (4, 0):
+        cases.tables["thousand"] = thousand = thousand_rows()
+        contributions = np.round(booster.predict(thousand, pred_contrib=True), 8)
+        cases.add(
+            "thousand",
+            "categories.txt",
+            bound,
+            booster.predict(thousand),
+            "thousand",
+            contributions=nested(contributions),
+        )
     add(
         "categories-one",
         SCORE,

@@ -450,7 +450,7 @@ fn any(trees: &[TreeNode], questions: &[(u32, f64)], slots: usize, groups: usize
     for (at, tree) in trees.iter().enumerate() {
         let mut branches = Vec::new();
         let done = flatten(tree, questions, groups, &mut branches, &mut leaves);
-        done.and_then(|_| forest.push(0, &branches)).map_err(|why| format!("tree {at}: {why}"))?;
+        done.and_then(|_| forest.push(0, &branches, &[])).map_err(|why| format!("tree {at}: {why}"))?;
     }
     Ok(Trees::Any(forest, leaves))
 }

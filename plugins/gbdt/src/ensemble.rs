@@ -148,11 +148,28 @@ impl Ensemble {
     /// Answers for row-major `values` `[rows, features]`, row by row as [`Output::width`] says. `ask` is within the
     /// model's iterations, its margin none, one or all of `[rows, groups]`.
     pub fn predict<T: Copy + Into<f64>>(&self, values: &[T], ask: &Ask) -> Vec<f64> {
-        let width = self.output.width.unwrap_or(1);
+        self.answer(values, ask, self.output.width.unwrap_or(1), |sums| match self.library {
+            Library::XgBoost => self.link.apply_single(sums),
+            Library::LightGbm | Library::CatBoost => self.link.apply(sums),
+        })
+    }
+
+    /// The sums before they become answers: `[rows, groups]`.
+    #[cfg(test)]
+    pub(crate) fn sums<T: Copy + Into<f64>>(&self, values: &[T], ask: &Ask) -> Vec<f64> {
+        self.answer(values, ask, self.groups(), |_| {})
+    }
+
+    #[inline(always)]
+    fn answer<T: Copy + Into<f64>>(
+        &self,
+        values: &[T],
+        ask: &Ask,
+        width: usize,
+        link: impl Fn(&mut [f64]),
+    ) -> Vec<f64> {
         let rows = values.chunks_exact(self.features.len());
-        let iterations = ask.iterations.clone().unwrap_or(0..self.usual_iterations());
-        let trees = self.iterations[iterations.start]..self.iterations[iterations.end];
-        let divisor = if self.averages { iterations.len().max(1) as f64 } else { 1.0 };
+        let (trees, divisor) = (self.trees_asked(ask), self.divisor(ask));
         let mut answers = Vec::with_capacity(rows.len() * width);
         let (mut sums, mut row) = (self.base.clone(), Row::default());
         for (number, values) in rows.enumerate() {
@@ -161,13 +178,25 @@ impl Ensemble {
             if self.averages {
                 sums.iter_mut().for_each(|sum| *sum /= divisor);
             }
-            match self.library {
-                Library::XgBoost => self.link.apply_single(&mut sums),
-                Library::LightGbm | Library::CatBoost => self.link.apply(&mut sums),
-            }
+            link(&mut sums);
             answers.extend_from_slice(&sums[..width]);
         }
         answers
+    }
+
+    fn iterations_asked(&self, ask: &Ask) -> Range<usize> {
+        ask.iterations.clone().unwrap_or(0..self.usual_iterations())
+    }
+
+    /// The trees that count.
+    pub(crate) fn trees_asked(&self, ask: &Ask) -> Range<usize> {
+        let iterations = self.iterations_asked(ask);
+        self.iterations[iterations.start]..self.iterations[iterations.end]
+    }
+
+    /// What sums are divided by.
+    pub(crate) fn divisor(&self, ask: &Ask) -> f64 {
+        if self.averages { self.iterations_asked(ask).len().max(1) as f64 } else { 1.0 }
     }
 
     /// Iterations that count where a request does not say.
@@ -178,7 +207,8 @@ impl Ensemble {
         }
     }
 
-    fn start(&self, margin: &[f32], row: usize, sums: &mut [f64]) {
+    /// Sets the sums to where row `row`'s start.
+    pub(crate) fn start(&self, margin: &[f32], row: usize, sums: &mut [f64]) {
         match margin {
             [] => sums.copy_from_slice(&self.base),
             [one] => sums.fill(f64::from(*one)),

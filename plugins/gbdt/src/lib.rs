@@ -17,6 +17,7 @@ mod catboost;
 mod city_hash;
 mod columns;
 mod ensemble;
+mod explain;
 mod lightgbm;
 mod output;
 mod parameters;
@@ -28,6 +29,7 @@ use modelhost_sdk::{Config, Datatype, Error, Model, Request, Signature, Tensor, 
 
 use crate::ensemble::Scores;
 pub use crate::ensemble::{Ask, Ensemble, Feature, Library};
+pub use crate::explain::Explainer;
 pub use crate::output::Output;
 
 /// Reads a model of any supported format. Errors: what is wrong or not supported, in words.

@@ -86,9 +86,10 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Ensemble, String> {
         let in_tree = |why: String| format!("tree {at}: {why}");
         // The first line is the tree's number.
         let tree = tree.split_once('\n').unwrap_or_default().1;
-        let branches =
-            block(tree, &TREE).and_then(|tree| branches(&tree, features, &mut leaves)).map_err(in_tree)?;
-        forest.push(at % groups, &branches).map_err(in_tree)?;
+        let tree = block(tree, &TREE).map_err(in_tree)?;
+        let branches = branches(&tree, features, &mut leaves).map_err(in_tree)?;
+        let covers = covers(&tree);
+        forest.push(at % groups, &branches, &covers).map_err(in_tree)?;
     }
     let scores =
         if leaves.is_linear { Scores::Linear(forest, leaves.linear) } else { Scores::Double(forest) };
@@ -264,6 +265,18 @@ fn branches(block: &Block<'_>, features: usize, leaves: &mut Leaves) -> Result<V
     }
     branches.extend(leaves);
     Ok(branches)
+}
+
+/// How many training rows each branch saw; none where the file does not say.
+fn covers(block: &Block<'_>) -> Vec<f32> {
+    let counts = |key: &str| -> Option<Vec<f32>> {
+        block.get(key)?.split_ascii_whitespace().map(|count| count.parse().ok()).collect()
+    };
+    let inner = counts("internal_count").unwrap_or_default();
+    match counts("leaf_count") {
+        Some(leaves) => inner.into_iter().chain(leaves).collect(),
+        None => Vec::new(),
+    }
 }
 
 /// A node whose values up to the threshold, it included, go left.

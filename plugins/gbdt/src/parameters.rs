@@ -41,7 +41,7 @@ pub(crate) fn configure(ensemble: &mut Ensemble, config: &Config) -> Result<(), 
     Ok(())
 }
 
-/// Parameters of the inference protocol itself, which hosts and clients settle between them: they say nothing about answers.
+/// The inference protocol's own parameters, which hosts and clients settle: they say nothing about answers.
 const OF_THE_PROTOCOL: [&str; 5] = ["timeout", "priority", "sequence_id", "sequence_start", "sequence_end"];
 
 /// Reads a request's parameters. Errors: one that is unknown, or no such thing.

@@ -122,6 +122,9 @@ fn run(version: &str, tables: &Value, case: &Value) -> Result<(), String> {
     let rows = input.shape[0];
     let request = Request { inputs: vec![input], outputs: Vec::new(), parameters: pairs(&case["request"]) };
     let outputs = model.infer(&request).map_err(text)?;
+    if let Some(expected) = case.get("contributions") {
+        check_contributions(&model, &request, expected)?;
+    }
     let mut expected = Vec::new();
     numbers(&case["expected"], &mut expected);
     let width = case["expected"][0].as_array().map(Vec::len);
@@ -140,6 +143,31 @@ fn run(version: &str, tables: &Value, case: &Value) -> Result<(), String> {
             came[*first], expected[*first]
         ))
     })
+}
+
+/// To 1e-5, and that they add up to the sum. `expected`: of the first rows.
+fn check_contributions(model: &Gbdt, request: &Request, expected: &Value) -> Result<(), String> {
+    let (features, groups) = (model.columns.len(), model.ensemble.groups());
+    let rows = expected.as_array().unwrap().len();
+    let values = &doubles(&request.inputs[0])[..rows * features];
+    let ask = parameters::ask(&model.ensemble, &request.parameters, rows as u64)?;
+    let came = Explainer::new(&model.ensemble)?.contributions(values, &ask);
+    let mut flat = Vec::new();
+    numbers(expected, &mut flat);
+    if came.len() != flat.len() {
+        return Err(format!("{} contributions, not {}", came.len(), flat.len()));
+    }
+    let wrong = |at: &usize| (came[*at] - flat[*at]).abs() > 1e-5 * flat[*at].abs().max(1.0);
+    if let Some(at) = (0..flat.len()).find(wrong) {
+        return Err(format!("contribution {at}: {}, not {}", came[at], flat[at]));
+    }
+    let sums: Vec<f64> = came.chunks_exact(features + 1).map(|of_group| of_group.iter().sum()).collect();
+    let margins = model.ensemble.sums(values, &ask);
+    let apart = |(sum, margin): (&f64, &f64)| (sum - margin).abs() > 1e-5 * margin.abs().max(1.0);
+    if sums.len() != rows * groups || sums.iter().zip(&margins).any(apart) {
+        return Err("the contributions do not add up to the sums".into());
+    }
+    Ok(())
 }
 
 /// Every case of one library's release.

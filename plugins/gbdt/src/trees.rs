@@ -46,6 +46,27 @@ pub(crate) enum Special {
     ZeroMissing { feature: u32, threshold: f64, missing_left: bool },
 }
 
+impl Special {
+    fn feature(&self) -> u32 {
+        let (Self::Categories { feature, .. } | Self::ZeroMissing { feature, .. }) = self;
+        *feature
+    }
+}
+
+/// One node as it is met in a tree.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Visit {
+    pub(crate) node: u32,
+    /// Its number among the nodes met.
+    pub(crate) parent: Option<usize>,
+    pub(crate) is_left: bool,
+    /// The column that it asks; nothing in a leaf.
+    pub(crate) column: u32,
+    pub(crate) cover: f32,
+    /// A leaf's bits.
+    pub(crate) leaf: Option<u64>,
+}
+
 /// What a walk ends at.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Leaf {
@@ -90,6 +111,8 @@ pub(crate) struct Row {
 #[derive(Debug)]
 pub(crate) struct Forest {
     nodes: Vec<Node>,
+    /// How much of the training data each node saw; NaN where the file does not say.
+    covers: Vec<f32>,
     specials: Vec<Special>,
     trees: Vec<Tree>,
     features: usize,
@@ -99,8 +122,8 @@ pub(crate) struct Forest {
 
 impl Forest {
     pub(crate) fn new(features: usize, reading: Reading) -> Self {
-        let (nodes, specials, trees) = (Vec::new(), Vec::new(), Vec::new());
-        Self { nodes, specials, trees, features, reading, has_categories: false }
+        let (nodes, covers, specials, trees) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { nodes, covers, specials, trees, features, reading, has_categories: false }
     }
 
     /// Number of trees.
@@ -108,11 +131,13 @@ impl Forest {
         self.trees.len()
     }
 
-    /// Adds a tree to a group's sum. Errors: a child or feature that does not exist, a node with two parents.
-    pub(crate) fn push(&mut self, group: usize, branches: &[Branch]) -> Result<(), String> {
+    /// Adds a tree to a group's sum. `covers`: how much of the training data each branch saw, where the file says so.
+    /// Errors: a child or feature that does not exist, a node with two parents.
+    pub(crate) fn push(&mut self, group: usize, branches: &[Branch], covers: &[f32]) -> Result<(), String> {
         let root = self.nodes.len();
         let empty = Node { feature: 0, left: 0, bits: 0 };
         self.nodes.push(empty);
+        self.covers.push(f32::NAN);
         let mut depth = 0;
         // (branch, where its node stands, its level)
         let mut open = vec![(0_usize, root, 0_u32)];
@@ -123,6 +148,7 @@ impl Forest {
                 return Err("its nodes form a cycle".into());
             }
             depth = depth.max(level);
+            self.covers[at] = covers.get(branch).copied().unwrap_or(f32::NAN);
             let branch = branches.get(branch).ok_or("a child does not exist")?;
             let (node, children) = match branch {
                 Branch::Leaf(leaf) => {
@@ -145,6 +171,7 @@ impl Forest {
             let pair = self.nodes.len();
             if let Some((left, right)) = children {
                 self.nodes.extend([empty, empty]);
+                self.covers.extend([f32::NAN, f32::NAN]);
                 open.push((right, pair + 1, level + 1));
                 open.push((left, pair, level + 1));
             }
@@ -156,8 +183,7 @@ impl Forest {
 
     /// Few categories stand in the node itself; the rest is looked up.
     fn special(&mut self, special: &Special) -> Result<Node, String> {
-        let (Special::Categories { feature, .. } | Special::ZeroMissing { feature, .. }) = special;
-        self.check_feature(*feature)?;
+        self.check_feature(special.feature())?;
         if let Special::Categories { feature, bits, set_goes_left, missing_left } = special
             && let Some(set) = inline(bits)
         {
@@ -220,6 +246,37 @@ impl Forest {
         for tree in groups_of_trees.remainder() {
             arrive(tree, (0..tree.depth).fold(tree.root, |at, _| self.step(at, row)));
         }
+    }
+
+    /// The group whose sum a tree adds to.
+    pub(crate) fn group(&self, tree: usize) -> usize {
+        self.trees[tree].group as usize
+    }
+
+    /// A tree's nodes, parents first.
+    pub(crate) fn visit(&self, tree: usize) -> Vec<Visit> {
+        let mut visits: Vec<Visit> = Vec::new();
+        let mut open = vec![(self.trees[tree].root, None, false)];
+        while let Some((at, parent, is_left)) = open.pop() {
+            let node = self.nodes[at as usize];
+            let is_leaf = node.left == at;
+            let column = match node.feature {
+                special if special & SPECIAL != 0 => self.specials[(special & INDEX) as usize].feature(),
+                plain => plain & INDEX,
+            };
+            let (cover, leaf) = (self.covers[at as usize], is_leaf.then_some(node.bits));
+            let number = visits.len();
+            visits.push(Visit { node: at, parent, is_left, column, cover, leaf });
+            if !is_leaf {
+                open.extend([(node.left + 1, Some(number), false), (node.left, Some(number), true)]);
+            }
+        }
+        visits
+    }
+
+    /// Whether an inner node sends the row to its left child.
+    pub(crate) fn goes_left(&self, node: u32, row: &Row) -> bool {
+        self.step(node, row) == self.nodes[node as usize].left
     }
 
     /// One step down; a leaf stays where it is.

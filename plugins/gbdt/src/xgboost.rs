@@ -146,8 +146,9 @@ struct Tree {
     _parents: Option<IgnoredAny>,
     #[serde(rename = "loss_changes")]
     _loss_changes: Option<IgnoredAny>,
-    #[serde(rename = "sum_hessian")]
-    _sum_hessian: Option<IgnoredAny>,
+    /// What each node saw of the training data.
+    #[serde(default)]
+    sum_hessian: Vec<Number>,
 }
 
 #[derive(Deserialize)]
@@ -383,7 +384,8 @@ fn trees(
         let group = usize::try_from(*group).ok().filter(|group| *group < groups);
         let group = group.ok_or_else(|| in_tree(format!("is not of one of {groups} groups")))?;
         let branches = branches(tree, width, &mut vectors).map_err(in_tree)?;
-        forest.push(group, &branches).map_err(in_tree)?;
+        let covers: Vec<f32> = tree.sum_hessian.iter().map(|cover| cover.0).collect();
+        forest.push(group, &branches, &covers).map_err(in_tree)?;
     }
     let per_iteration = if width > 1 { 1 } else { groups };
     let iterations = iterations(&model, count, per_iteration)?;
