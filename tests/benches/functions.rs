@@ -138,10 +138,12 @@ fn gbdt(criterion: &mut Criterion) {
     let component = Model::load("runtimes/gbdt.wasm", Some(MODEL), Isolation::Instance, &[]);
     let mut group = criterion.benchmark_group("gbdt");
     for rows in [1_usize, 1000] {
-        let values: Vec<f32> = (0..rows * native.features()).map(|at| (at * 7 % 11) as f32).collect();
-        let request = floats("input", &[rows as u64, native.features() as u64], &values);
+        let features = native.features().len();
+        let values: Vec<f32> = (0..rows * features).map(|at| (at * 7 % 11) as f32).collect();
+        let request = floats("input", &[rows as u64, features as u64], &values);
+        let ask = modelhost_plugin_gbdt::Ask::default();
         group.bench_function(format!("native, {rows} rows"), |bencher| {
-            bencher.iter(|| native.predict(&values))
+            bencher.iter(|| native.predict(&values, &ask))
         });
         group.bench_function(format!("component, {rows} rows"), |bencher| {
             bencher.iter(|| component.infer(&request))

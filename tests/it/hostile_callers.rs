@@ -602,7 +602,9 @@ fn wide(columns: usize) -> Package {
         "coefficients": [vec![1.0; columns]],
         "intercepts": [0.0],
     });
-    let manifest = "runtime = 'linear'\nartifacts = ['model.json']\n".to_owned();
+    let feature = |at| format!("[[features]]\nname = 'c{at}'\nmissing = true\n");
+    let features: String = (0..columns).map(feature).collect();
+    let manifest = format!("runtime = 'linear'\nartifacts = ['model.json']\n{features}");
     Package { manifest, files: vec![("model.json".into(), model.to_string().into())] }
 }
 

@@ -149,8 +149,10 @@ pub struct Column {
     pub minimum: Option<f64>,
     /// Largest value seen in training, inclusive. A hint, not enforced.
     pub maximum: Option<f64>,
-    /// Whether a row may leave it out. It then travels as NaN.
+    /// Whether a row may be without a value for it. NaN stands for that.
     pub missing: bool,
+    /// Whether a text that is none of its categories counts as missing; else it is refused. The manifest alone says so.
+    pub unknown_is_missing: bool,
 }
 
 /// A tensor's type. Each request decides a dimension that is `None` (-1 on the wire).

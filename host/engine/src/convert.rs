@@ -206,6 +206,7 @@ fn column(column: types::ColumnResult) -> Column {
         minimum: column.minimum,
         maximum: column.maximum,
         missing: column.missing,
+        unknown_is_missing: false,
     }
 }
 

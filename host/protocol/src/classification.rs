@@ -96,6 +96,7 @@ mod tests {
             minimum: None,
             maximum: None,
             missing: false,
+            unknown_is_missing: false,
         };
         let classes = classify(&output, count, &[column("cat"), column("dog")], &Room::unbounded()).unwrap();
         let came: Vec<_> =

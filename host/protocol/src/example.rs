@@ -2,7 +2,7 @@
 
 use modelhost_core::budget::ByteBudget;
 use modelhost_core::room::Room;
-use modelhost_core::tensor::{Column, ColumnKind, Tensor};
+use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor};
 use modelhost_core::version::Version;
 use serde_json::Value;
 
@@ -18,6 +18,8 @@ pub(crate) struct ExampleField {
     /// As a person types it; empty where it is missing.
     pub(crate) text: String,
     is_number: bool,
+    /// A column without a value.
+    is_missing: bool,
 }
 
 /// The first example's fields; `None` when the manifest has none.
@@ -25,28 +27,40 @@ pub(crate) fn fields(version: &Version) -> Option<Vec<ExampleField>> {
     let inputs = &version.package.examples.first()?.request.inputs;
     match version.report.signature.table() {
         Some(table) => {
-            let (values, _) = inputs.first()?.data().as_chunks::<4>();
-            let values = values.iter().map(|bytes| f32::from_le_bytes(*bytes));
-            Some(table.columns.iter().zip(values).map(|(column, value)| of_column(column, value)).collect())
+            let values = numbers(inputs.first()?);
+            let columns = table.columns.iter().zip(values);
+            Some(columns.map(|(column, (value, text))| of_column(column, value, text)).collect())
         }
         None => Some(inputs.iter().map(of_input).collect()),
     }
 }
 
-fn of_column(column: &Column, value: f32) -> ExampleField {
+/// A tensor's numbers, and each as a person writes it.
+fn numbers(tensor: &Tensor) -> Vec<(f64, String)> {
+    if tensor.dtype() == DType::Fp64 {
+        let (values, _) = tensor.data().as_chunks::<8>();
+        let values = values.iter().map(|bytes| f64::from_le_bytes(*bytes));
+        return values.map(|value| (value, value.to_string())).collect();
+    }
+    let (values, _) = tensor.data().as_chunks::<4>();
+    let values = values.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    values.map(|value| (f64::from(value), value.to_string())).collect()
+}
+
+fn of_column(column: &Column, value: f64, text: String) -> ExampleField {
     let (text, is_number) = match &column.kind {
         _ if value.is_nan() => (String::new(), false),
-        ColumnKind::Numeric => (value.to_string(), true),
+        ColumnKind::Numeric => (text, true),
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a category's index")]
         ColumnKind::Categorical(values) => (values.get(value as usize).cloned().unwrap_or_default(), false),
     };
-    ExampleField { name: column.name.clone(), text, is_number }
+    ExampleField { name: column.name.clone(), text, is_number, is_missing: value.is_nan() }
 }
 
 /// An input that cannot be shown stays empty.
 fn of_input(tensor: &Tensor) -> ExampleField {
     let text = written(tensor, false, MAX_EXAMPLE).unwrap_or_default();
-    ExampleField { name: tensor.name().to_owned(), text, is_number: false }
+    ExampleField { name: tensor.name().to_owned(), text, is_number: false, is_missing: false }
 }
 
 /// A tensor as JSON, or its first row; `None` when it has no such form, or one longer than `most`.
@@ -59,11 +73,13 @@ pub(crate) fn written(tensor: &Tensor, first_row: bool, most: usize) -> Option<S
     String::from_utf8(out.finish().ok()?.to_vec()).ok().filter(|text| text.len() <= most)
 }
 
-/// The fields as a JSON record: numbers as numbers, missing ones left out.
+/// The fields as a JSON record: numbers as numbers, missing ones as `null`; what cannot be shown is left out.
 pub(crate) fn record(fields: &[ExampleField]) -> Value {
     let value = |field: &ExampleField| {
         let number = field.is_number.then(|| field.text.parse::<f64>().ok()).flatten();
-        (field.name.clone(), number.map_or_else(|| Value::from(field.text.as_str()), Value::from))
+        let text = || if field.is_missing { Value::Null } else { Value::from(field.text.as_str()) };
+        (field.name.clone(), number.map_or_else(text, Value::from))
     };
-    Value::Object(fields.iter().filter(|field| !field.text.is_empty()).map(value).collect())
+    let shown = fields.iter().filter(|field| field.is_missing || !field.text.is_empty());
+    Value::Object(shown.map(value).collect())
 }

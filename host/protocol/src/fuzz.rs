@@ -232,6 +232,7 @@ impl Said<'_> {
             minimum: Some(f64::from(said.byte()) / 0.0),
             maximum: None,
             missing: said.byte() > 9,
+            unknown_is_missing: said.byte() > 9,
         });
         TensorSpec { name, dtype, shape, columns: columns.into() }
     }

@@ -157,16 +157,18 @@ fn records_list(version: &Version) -> Value {
 }
 
 fn record_schema(version: &Version) -> Value {
-    let columns = version.report.signature.table().map_or(&[][..], |table| &table.columns);
+    let Some(table) = version.report.signature.table() else { return json!({"type": "object"}) };
+    let columns = table.columns.iter();
     let properties: Map<_, _> =
-        columns.iter().map(|column| (column.name.clone(), column_schema(column))).collect();
+        columns.clone().map(|column| (column.name.clone(), column_schema(column, table.dtype))).collect();
+    let rules = columns.zip(crate::table::rules(version, table));
     let required: Vec<_> =
-        columns.iter().filter(|column| !column.missing).map(|column| &column.name).collect();
+        rules.filter(|(_, rule)| !rule.may_be_absent).map(|(column, _)| &column.name).collect();
     json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
 }
 
-/// Ranges seen in training are told, not enforced; a number must fit FP32.
-fn column_schema(column: &Column) -> Value {
+/// Ranges seen in training are told, not enforced; a number must fit the table's datatype.
+fn column_schema(column: &Column, dtype: DType) -> Value {
     let range = match (column.minimum, column.maximum) {
         (Some(least), Some(most)) => Some(format!("{least} to {most} in training")),
         (Some(least), None) => Some(format!("from {least} in training")),
@@ -176,10 +178,13 @@ fn column_schema(column: &Column) -> Value {
     let unit = column.unit.as_ref().map(|unit| format!("unit: {unit}"));
     let texts: Vec<_> = [column.description.clone(), unit, range].into_iter().flatten().collect();
     let mut schema = match &column.kind {
-        ColumnKind::Numeric if column.missing => {
-            json!({"type": ["number", "null"], "minimum": f32::MIN, "maximum": f32::MAX})
+        ColumnKind::Numeric => {
+            let types = if column.missing { json!(["number", "null"]) } else { json!("number") };
+            match dtype {
+                DType::Fp32 => json!({"type": types, "minimum": f32::MIN, "maximum": f32::MAX}),
+                _ => json!({"type": types}),
+            }
         }
-        ColumnKind::Numeric => json!({"type": "number", "minimum": f32::MIN, "maximum": f32::MAX}),
         ColumnKind::Categorical(values) => {
             let null = column.missing.then_some(Value::Null);
             json!({"enum": values.iter().cloned().map(Value::from).chain(null).collect::<Vec<_>>()})

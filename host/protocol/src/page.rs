@@ -235,7 +235,7 @@ fn fields(version: &Version, posted: &[(String, String)], example: Option<&[Exam
         let example = || example?.iter().find(|field| field.name == name).map(|field| field.text.clone());
         if posted.is_empty() { example().unwrap_or_default() } else { posted_value.unwrap_or_default() }
     };
-    match version.report.signature.table().filter(|table| table.dtype == DType::Fp32) {
+    match crate::table::table(version) {
         Some(table) => table.columns.iter().map(|column| column_field(column, value(&column.name))).collect(),
         None => {
             let field = |spec: &TensorSpec| Field {

@@ -16,16 +16,26 @@ use crate::out::Out;
 /// Rows collected for one request.
 pub(crate) struct Rows<'a> {
     spec: &'a TensorSpec,
+    /// One a column.
+    rules: Vec<Rule>,
     by_name: HashMap<&'a str, usize>,
     /// May stand in a row beside the columns.
     sticky_field: Option<&'a str>,
     /// The row being read.
-    row: Vec<Option<f32>>,
+    row: Vec<Option<f64>>,
     data: Vec<u8>,
     /// Rows so far, those of earlier requests of the same stream included.
     count: u64,
     /// Rows of this request.
     rows: u64,
+}
+
+/// What the manifest allows of a column.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Rule {
+    /// A row may leave it out altogether. Who forgets a column, or misspells it, is told elsewhere.
+    pub(crate) may_be_absent: bool,
+    unknown_is_missing: bool,
 }
 
 /// Where a value of a row belongs.
@@ -39,8 +49,7 @@ pub(crate) enum Field {
 impl<'a> Rows<'a> {
     /// Errors: invalid argument, when the version's input is no table.
     pub(crate) fn new(version: &'a Version, sticky_field: Option<&'a str>) -> Result<Self, Error> {
-        let table = version.report.signature.table().filter(|table| table.dtype == DType::Fp32);
-        let spec = table.ok_or_else(|| {
+        let spec = table(version).ok_or_else(|| {
             let model = &version.model;
             let text =
                 format!("model {model} takes tensors, not rows of columns: call /v2/models/{model}/infer");
@@ -49,7 +58,16 @@ impl<'a> Rows<'a> {
         let by_name =
             spec.columns.iter().enumerate().map(|(at, column)| (column.name.as_str(), at)).collect();
         let row = vec![None; spec.columns.len()];
-        Ok(Self { spec, by_name, sticky_field, row, data: Vec::new(), count: 0, rows: 0 })
+        Ok(Self {
+            spec,
+            rules: rules(version, spec),
+            by_name,
+            sticky_field,
+            row,
+            data: Vec::new(),
+            count: 0,
+            rows: 0,
+        })
     }
 
     /// The table's columns.
@@ -78,7 +96,8 @@ impl<'a> Rows<'a> {
     /// Reads one JSON value of the row. Errors: invalid argument naming record and field.
     pub(crate) fn json(&mut self, reader: &mut Reader<'_>, at: usize) -> Result<(), Error> {
         let Some(column) = self.columns().get(at) else { return reader.skip() };
-        let value = read_value(reader, column).map_err(|error| self.in_field(&column.name, error))?;
+        let value =
+            read_value(reader, column, self.rule(at)).map_err(|error| self.in_field(&column.name, error))?;
         self.set(at, value)
     }
 
@@ -86,28 +105,50 @@ impl<'a> Rows<'a> {
     /// field.
     pub(crate) fn text(&mut self, text: &[u8], at: usize) -> Result<(), Error> {
         let Some(column) = self.columns().get(at) else { return Ok(()) };
-        let value = parse_value(text, column).map_err(|error| self.in_field(&column.name, error))?;
+        let value =
+            parse_value(text, column, self.rule(at)).map_err(|error| self.in_field(&column.name, error))?;
         self.set(at, value)
     }
 
-    fn set(&mut self, at: usize, value: f32) -> Result<(), Error> {
-        let Some(place) = self.row.get_mut(at) else { return Ok(()) };
-        if place.replace(value).is_some() {
-            let name = self.columns().get(at).map_or("", |column| &column.name);
-            return Err(self.in_field(name, Error::invalid("is given twice")));
+    fn rule(&self, at: usize) -> Rule {
+        self.rules.get(at).copied().unwrap_or_default()
+    }
+
+    fn set(&mut self, at: usize, value: f64) -> Result<(), Error> {
+        let (Some(place), Some(column)) = (self.row.get_mut(at), self.spec.columns.get(at)) else {
+            return Ok(());
+        };
+        let is_given = place.replace(value).is_some();
+        if self.spec.dtype == DType::Fp32 && value.is_finite() && !to_single(value).is_finite() {
+            return Err(
+                self.in_field(&column.name, Error::invalid("the number is too large for its datatype"))
+            );
         }
-        Ok(())
+        if is_given { Err(self.in_field(&column.name, Error::invalid("is given twice"))) } else { Ok(()) }
     }
 
     /// Ends the row. Errors: invalid argument, naming the column that is missing and must not be; resource exhausted.
     pub(crate) fn end_row(&mut self, room: &Room) -> Result<(), Error> {
-        room.reserve(&mut self.data, self.spec.columns.len() * size_of::<f32>())?;
+        room.reserve(
+            &mut self.data,
+            self.spec.columns.len() * self.spec.dtype.size().unwrap_or(size_of::<f64>()),
+        )?;
         for (at, column) in self.columns().iter().enumerate() {
-            let value = self.row.get_mut(at).and_then(Option::take).unwrap_or(f32::NAN);
+            let given = self.row.get_mut(at).and_then(Option::take);
+            if given.is_none() && column.missing && !self.rule(at).may_be_absent {
+                return Err(self.in_field(
+                    &column.name,
+                    Error::invalid("is missing: a row without a value says null, or nothing in CSV"),
+                ));
+            }
+            let value = given.unwrap_or(f64::NAN);
             if value.is_nan() && !column.missing {
                 return Err(self.in_field(&column.name, Error::invalid("is missing")));
             }
-            self.data.extend_from_slice(&value.to_le_bytes());
+            match self.spec.dtype {
+                DType::Fp64 => self.data.extend_from_slice(&value.to_le_bytes()),
+                _ => self.data.extend_from_slice(&to_single(value).to_le_bytes()),
+            }
         }
         self.count += 1;
         self.rows += 1;
@@ -123,7 +164,7 @@ impl<'a> Rows<'a> {
     pub(crate) fn take(&mut self, room: &Room) -> Result<InferRequest, Error> {
         let shape = vec![std::mem::take(&mut self.rows), self.spec.columns.len() as u64];
         let data = room.finish(std::mem::take(&mut self.data));
-        let input = Tensor::new(self.spec.name.clone(), DType::Fp32, shape, data)?;
+        let input = Tensor::new(self.spec.name.clone(), self.spec.dtype, shape, data)?;
         Ok(InferRequest { inputs: vec![input], ..InferRequest::default() })
     }
 
@@ -137,9 +178,35 @@ impl<'a> Rows<'a> {
     }
 }
 
-fn read_value(reader: &mut Reader<'_>, column: &Column) -> Result<f32, Error> {
+/// The version's input, where it is a table that rows can fill: of FP32 or FP64.
+pub(crate) fn table(version: &Version) -> Option<&TensorSpec> {
+    version.report.signature.table().filter(|table| matches!(table.dtype, DType::Fp32 | DType::Fp64))
+}
+
+/// The rules of the table's columns, from the manifest's columns of the same names.
+pub(crate) fn rules(version: &Version, table: &TensorSpec) -> Vec<Rule> {
+    let described = &version.package.columns;
+    let of = |(at, column): (usize, &Column)| {
+        // They usually stand in the same order.
+        let same = described.get(at).filter(|described| described.name == column.name);
+        let described = same.or_else(|| described.iter().find(|described| described.name == column.name));
+        described.map_or_else(Rule::default, |described| Rule {
+            may_be_absent: described.missing,
+            unknown_is_missing: described.unknown_is_missing,
+        })
+    };
+    table.columns.iter().enumerate().map(of).collect()
+}
+
+/// As the libraries do whose columns are FP32: the double is rounded.
+#[expect(clippy::cast_possible_truncation, reason = "FP32 is what the signature says")]
+fn to_single(value: f64) -> f32 {
+    value as f32
+}
+
+fn read_value(reader: &mut Reader<'_>, column: &Column, rule: Rule) -> Result<f64, Error> {
     if reader.word("null") {
-        return Ok(f32::NAN);
+        return Ok(f64::NAN);
     }
     match &column.kind {
         ColumnKind::Numeric if reader.peek() == Some(b'"') => {
@@ -147,26 +214,31 @@ fn read_value(reader: &mut Reader<'_>, column: &Column) -> Result<f32, Error> {
         }
         ColumnKind::Numeric => read_float(reader),
         ColumnKind::Categorical(values) => {
-            if reader.peek() != Some(b'"') {
-                return Err(Error::invalid(format!("one of {} is expected", Choices(values))));
-            }
-            category(&reader.string()?, values)
+            // Categories may be numbers or truth values in the training table.
+            let text = match reader.peek() {
+                Some(b'"') => reader.string()?,
+                Some(b'-' | b'0'..=b'9') => reader.number()?.into(),
+                Some(b't') if reader.word("true") => "true".into(),
+                Some(b'f') if reader.word("false") => "false".into(),
+                _ => return Err(Error::invalid(format!("one of {} is expected", Choices(values)))),
+            };
+            category(&text, values, rule)
         }
     }
 }
 
-fn parse_value(text: &[u8], column: &Column) -> Result<f32, Error> {
+fn parse_value(text: &[u8], column: &Column, rule: Rule) -> Result<f64, Error> {
     let text =
         std::str::from_utf8(text).map_err(|error| Error::invalid("is not UTF-8").because(error))?.trim();
     match &column.kind {
-        _ if text.is_empty() => Ok(f32::NAN),
+        _ if text.is_empty() => Ok(f64::NAN),
         ColumnKind::Numeric => {
             let number = fast_float2::parse(text);
             number.map_err(|error| {
                 Error::invalid(format!("{:?} is not a number", excerpt(text))).because(error)
             })
         }
-        ColumnKind::Categorical(values) => category(text, values),
+        ColumnKind::Categorical(values) => category(text, values, rule),
     }
 }
 
@@ -187,12 +259,15 @@ impl fmt::Display for Choices<'_> {
     }
 }
 
-fn category(text: &str, values: &[String]) -> Result<f32, Error> {
+fn category(text: &str, values: &[String], rule: Rule) -> Result<f64, Error> {
     let index = values.iter().position(|value| value == text);
+    if index.is_none() && rule.unknown_is_missing {
+        return Ok(f64::NAN);
+    }
     let index = index
         .ok_or_else(|| Error::invalid(format!("{:?} is not one of {}", excerpt(text), Choices(values))))?;
     #[expect(clippy::cast_precision_loss, reason = "a category's index is far below 2^24")]
-    Ok(index as f32)
+    Ok(index as f64)
 }
 
 /// The text of `field` in the first of a list of records, or in a record that stands alone. Whatever is malformed is said by who

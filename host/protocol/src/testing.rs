@@ -33,6 +33,7 @@ pub(crate) fn version() -> Version {
         minimum: None,
         maximum: None,
         missing,
+        unknown_is_missing: false,
     };
     let columns = vec![
         column("age", ColumnKind::Numeric, false),
@@ -42,7 +43,7 @@ pub(crate) fn version() -> Version {
         name: "input".into(),
         dtype: DType::Fp32,
         shape: vec![None, Some(2)],
-        columns: columns.into(),
+        columns: columns.clone().into(),
     };
     let output = TensorSpec { name: "p".into(), dtype: DType::Fp32, shape: vec![None], columns: [].into() };
     let signature = Signature { inputs: vec![input], outputs: vec![output] };
@@ -54,7 +55,7 @@ pub(crate) fn version() -> Version {
             component: Digest::from_bytes([0; 32]),
             artifacts: Vec::new(),
             parameters: Vec::new(),
-            columns: [].into(),
+            columns: columns.into(),
             capabilities: Vec::new(),
             response_cache: false,
             graphs: GraphOptions::default(),
@@ -159,6 +160,7 @@ fn wide(columns: u16) -> Version {
     let column = |at: u16| Column { name: format!("c{at}"), missing: true, ..table.columns[0].clone() };
     table.columns = (0..columns).map(column).collect();
     table.shape = vec![None, Some(columns.into())];
+    version.package.columns = table.columns.clone();
     version.report.signature.inputs = vec![table];
     version
 }

@@ -49,7 +49,8 @@ mod tests {
     fn columns(minimum: Option<f64>) -> Arc<[Column]> {
         let kind = ColumnKind::Categorical(vec!["a".into(), "b".into()]);
         let (name, description, unit) = ("c".to_owned(), None, None);
-        [Column { name, kind, description, unit, minimum, maximum: None, missing: false }].into()
+        let (maximum, missing, unknown_is_missing) = (None, false, false);
+        [Column { name, kind, description, unit, minimum, maximum, missing, unknown_is_missing }].into()
     }
 
     #[test]

@@ -73,6 +73,20 @@ pub struct Feature {
     /// Whether a row may leave the column out.
     #[serde(default)]
     pub missing: bool,
+    /// What a text counts as that is none of the categories.
+    #[serde(default)]
+    pub unknown: Unknown,
+}
+
+/// What a text counts as that is none of a column's categories.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unknown {
+    /// The caller's mistake.
+    #[default]
+    Error,
+    /// A missing value.
+    Missing,
 }
 
 /// How the model was made, for people and for the record.
@@ -197,7 +211,7 @@ impl Manifest {
     }
 
     /// The package of this manifest, with its component and artifacts. Its limits are the manifest's or the defaults,
-    /// within the operator's `cap`. Errors: invalid argument, on invalid examples.
+    /// within the operator's `cap`. Errors: invalid argument, on invalid examples or features.
     pub fn package(
         &self,
         component: Digest,
@@ -209,7 +223,7 @@ impl Manifest {
             component,
             artifacts,
             parameters: self.parameters.clone().into_iter().collect(),
-            columns: self.features.iter().cloned().map(column).collect(),
+            columns: self.features.iter().cloned().map(column).collect::<Result<_, _>>()?,
             capabilities: self.capabilities.clone(),
             isolation: self.isolation.map(|key| match key {
                 IsolationKey::Request => Isolation::Request,
@@ -304,8 +318,14 @@ impl Training {
     }
 }
 
-fn column(feature: Feature) -> Column {
-    Column {
+fn column(feature: Feature) -> Result<Column, Error> {
+    let unknown_is_missing = feature.unknown == Unknown::Missing;
+    if unknown_is_missing && !feature.missing {
+        let name = &feature.name;
+        let text = format!("model.toml: feature {name:?}: unknown = \"missing\" needs missing = true");
+        return Err(Error::invalid(text));
+    }
+    Ok(Column {
         name: feature.name,
         kind: feature.categories.map_or(ColumnKind::Numeric, ColumnKind::Categorical),
         description: feature.description,
@@ -313,7 +333,8 @@ fn column(feature: Feature) -> Column {
         minimum: feature.minimum,
         maximum: feature.maximum,
         missing: feature.missing,
-    }
+        unknown_is_missing,
+    })
 }
 
 impl ExampleKeys {
@@ -385,6 +406,11 @@ mod tests {
         check("runtime = 'a'\ncolour = 'red'", "unknown field `colour`");
         check("runtime = 'a'\nisolation = 'none'", "`request` or `instance`");
         check("runtime = 'a'\nartifacts = ['x', 'x']", "named twice");
+        check(
+            "runtime = 'a'\n[[features]]\nname = 'x'\nunknown = 'missing'",
+            "feature \"x\": unknown = \"missing\" needs missing = true",
+        );
+        check("runtime = 'a'\n[[features]]\nname = 'x'\nunknown = 'zero'", "`error` or `missing`");
         check(
             "runtime = 'a'\n[[examples]]\ninputs = [{name='x', datatype='INT8', shape=[1], data=[300]}]\noutputs=[]",
             "tensor \"x\", element 0: 300 is no INT8",

@@ -106,6 +106,7 @@ impl ColumnRow {
             minimum: self.minimum,
             maximum: self.maximum,
             missing: self.missing,
+            unknown_is_missing: false,
         }
     }
 }

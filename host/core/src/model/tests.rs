@@ -44,8 +44,8 @@ fn spec(name: &str, shape: Vec<Option<u64>>, columns: Vec<Column>) -> TensorSpec
 }
 
 fn column(name: &str, kind: ColumnKind) -> Column {
-    let (minimum, maximum) = (None, None);
-    Column { name: name.into(), kind, description: None, unit: None, minimum, maximum, missing: false }
+    let (name, description, unit, minimum, maximum) = (name.into(), None, None, None, None);
+    Column { name, kind, description, unit, minimum, maximum, missing: false, unknown_is_missing: false }
 }
 
 fn check_inputs(inputs: Vec<TensorSpec>, expected: Result<(), &str>) {
