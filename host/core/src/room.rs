@@ -13,7 +13,8 @@ const LEAST: usize = 64;
 /// More than this left over in what is finished is given back.
 const SLACK: usize = 64 << 10;
 
-/// Where one request is read or one answer is written. What it takes stays taken until it is given back, or until the charge behind it ends.
+/// Where one request is read or one answer is written. What it takes stays taken until it is given back, or until the
+/// charge behind it ends.
 #[derive(Debug)]
 pub struct Room(RefCell<Charge>);
 

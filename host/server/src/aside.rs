@@ -1,5 +1,5 @@
-//! Lists, pages and other documents, which grow with what the host holds: made on threads that are less urgent than all that serve, few at
-//! once, with few waiting. Who asks for one that waits to be made shares it.
+//! Lists, pages and other documents, which grow with what the host holds: made on threads that are less urgent than all
+//! that serve, few at once, with few waiting. Who asks for one that waits to be made shares it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -45,7 +45,8 @@ type Job = BoxFuture<'static, Result<Document, Error>>;
 
 type Making = Shared<Job>;
 
-/// Documents that nobody began to make. One that is begun is not shared any more: it may be older than what its next caller did.
+/// Documents that nobody began to make. One that is begun is not shared any more: it may be older than what its next
+/// caller did.
 #[derive(Default)]
 struct Waiting {
     by_key: HashMap<Key, (u64, WeakShared<Job>)>,
@@ -68,8 +69,8 @@ impl Aside {
         Self { bytes, places, waiting: Arc::default(), threads: OnceLock::new() }
     }
 
-    /// Makes a document, unless nobody waits for it any more. Errors: resource exhausted, at once when too many wait, or when its bytes find no
-    /// room; deadline exceeded; as the work's; internal.
+    /// Makes a document, unless nobody waits for it any more. Errors: resource exhausted, at once when too many wait, or
+    /// when its bytes find no room; deadline exceeded; as the work's; internal.
     pub(crate) async fn make(
         &self,
         key: Key,
