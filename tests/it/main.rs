@@ -19,6 +19,7 @@ mod graphs;
 mod hostile;
 mod hostile_callers;
 mod hostile_graphs;
+mod hostile_grpc;
 mod hostile_guests;
 mod loading;
 mod observe;
