@@ -1,6 +1,6 @@
-//! What callers and authors who mean harm can do to everybody else: how long health takes to answer while they try, how much
-//! slower another deployment gets, how much memory the host takes, and how soon all of it is free again. `cargo xtask bench attacks` runs
-//! it against the release binary, all attacks or those named.
+//! What callers and authors who mean harm can do to everybody else: how long health takes to answer while they try, how
+//! much slower another deployment gets, how much memory the host takes, and how soon all of it is free again.
+//! `cargo xtask bench attacks` runs it against the release binary, all attacks or those named.
 
 #![allow(
     clippy::print_stdout,

@@ -1,5 +1,6 @@
-//! Ten thousand versions on one host: start, cold versions, memory of loaded ones, a skewed load over all of them, swaps
-//! without end, and a flooded neighbour. `cargo xtask bench density` runs it against the release binary, all parts or those named.
+//! Ten thousand versions on one host: start, cold versions, memory of loaded ones, a skewed load over all of them,
+//! swaps without end, and a flooded neighbour. `cargo xtask bench density` runs it against the release binary, all
+//! parts or those named.
 //!
 //! Versions are kept in `target/density` between runs: registering them takes minutes.
 
@@ -356,7 +357,8 @@ fn swaps(cycles: usize) {
     );
 }
 
-/// One deployment is asked for ten times what it can do, by guests that never stop by themselves; callers of another must not notice.
+/// One deployment is asked for ten times what it can do, by guests that never stop by themselves; callers of another
+/// must not notice.
 fn neighbours() {
     const INSTANCES: u32 = 4;
     const RUN: Duration = Duration::from_millis(20);

@@ -1,9 +1,11 @@
 //! What one prediction costs, piece by piece. Run by `cargo xtask bench functions`; compare within one run.
 //!
-//! - `call/…`: a one-row echo through the engine, warm and in a fresh instance: the price of the boundary and of isolation.
+//! - `call/…`: a one-row echo through the engine, warm and in a fresh instance: the price of the boundary and of
+//!   isolation.
 //! - `written/…`: a fresh instance by the bytes that the request writes.
 //! - `gbdt/…`: the credit example's 100 trees, the same code native and as a component with deadlines on.
-//! - `graph …`: a graph that the host evaluates for a component, and the same session called directly. Where ONNX Runtime is.
+//! - `graph …`: a graph that the host evaluates for a component, and the same session called directly. Where ONNX
+//!   Runtime is.
 //! - `decode …`: from received bytes to tensors, in every form of the Open Inference Protocol.
 
 #![allow(

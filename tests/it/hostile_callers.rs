@@ -1,4 +1,5 @@
-//! Callers who mean harm, by connections, bodies and streams: what they hold is bounded, and everybody else is served meanwhile.
+//! Callers who mean harm, by connections, bodies and streams: what they hold is bounded, and everybody else is served
+//! meanwhile.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -366,8 +367,8 @@ fn bodies_that_drip_make_room_on_every_port() {
     wait_until("they make room", || post(&host.client) == 200);
 }
 
-/// Begins a CSV file on a connection of its own, and goes on with this piece again and again until `ends`, or for a minute;
-/// returns what was answered by then, or by when the host ended it.
+/// Begins a CSV file on a connection of its own, and goes on with this piece again and again until `ends`, or for a
+/// minute; returns what was answered by then, or by when the host ended it.
 fn drip(url: &str, begin: &str, piece: &str, ends: &AtomicBool) -> String {
     let mut stream = connect(url);
     let head = "POST /models/demo/credit/ HTTP/1.1\r\nHost: h\r\nContent-Type: text/csv\r\n\

@@ -181,8 +181,8 @@ fn what_one_instance_may_have_is_bounded_when_it_is_registered() {
     refused(&host.client, &component(&nested), "17 core module instances");
 }
 
-/// A component of 48 KiB a function that takes a compiler very long for its size: a thousand variables live around a loop, and
-/// many branches between them.
+/// A component of 48 KiB a function that takes a compiler very long for its size: a thousand variables live around a
+/// loop, and many branches between them.
 fn bomb(functions: usize) -> Package {
     const LOCALS: usize = 1000;
     let number = |mut number: usize| {

@@ -62,7 +62,8 @@ impl Admin {
         self.set_bounds(name, new).await
     }
 
-    /// Changes bounds; what runs, waits and is loaded stays, as far as it fits. Errors: not found; invalid argument; internal.
+    /// Changes bounds; what runs, waits and is loaded stays, as far as it fits. Errors: not found; invalid argument;
+    /// internal.
     pub async fn update_deployment(
         &self,
         name: &DeploymentName,
@@ -88,7 +89,8 @@ impl Admin {
     }
 
     /// Says what tearing a deployment down means, and does it unless it is a dry run: what waits is refused, what runs
-    /// finishes, versions are unloaded, and those that policies pin are loaded again. Errors: not found; what loading says.
+    /// finishes, versions are unloaded, and those that policies pin are loaded again. Errors: not found; what loading
+    /// says.
     pub async fn recreate_deployment(
         &self,
         name: &DeploymentName,
@@ -145,8 +147,8 @@ impl Admin {
         Ok(())
     }
 
-    /// Moves versions to a deployment: one, or all of the model. Errors: not found; invalid argument when the deployment does
-    /// not allow what a version was granted; internal.
+    /// Moves versions to a deployment: one, or all of the model. Errors: not found; invalid argument when the
+    /// deployment does not allow what a version was granted; internal.
     pub async fn place(
         &self,
         name: &ModelName,

@@ -64,8 +64,8 @@ impl Intake {
         }
     }
 
-    /// Reads a JSON body of at most `most` bytes. Errors: too large; unavailable, while others' bodies fill the room; deadline exceeded; invalid
-    /// argument.
+    /// Reads a JSON body of at most `most` bytes. Errors: too large; unavailable, while others' bodies fill the room;
+    /// deadline exceeded; invalid argument.
     pub(crate) async fn json<T>(&self, body: Body, most: usize) -> Result<Charged<T>, Error>
     where
         T: for<'de> Deserialize<'de> + Send + 'static,
@@ -101,8 +101,9 @@ impl Intake {
         Ok(Charged { value, _bytes: charge })
     }
 
-    /// Streams a file to disk. A client that goes away leaves nothing. Errors: too large; unavailable, while many others upload;
-    /// deadline exceeded, when it stands still; invalid argument, when it breaks off or has another digest; internal.
+    /// Streams a file to disk. A client that goes away leaves nothing. Errors: too large; unavailable, while many
+    /// others upload; deadline exceeded, when it stands still; invalid argument, when it breaks off or has another
+    /// digest; internal.
     pub(crate) async fn file(
         &self,
         blobs: &Blobs,

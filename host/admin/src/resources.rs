@@ -61,8 +61,8 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Loads a version and, if all its steps pass, registers it. Trying it ends when its caller `left`; what was tried is registered
-    /// to the end. Errors: what the failing step says; nothing changes then.
+    /// Loads a version and, if all its steps pass, registers it. Trying it ends when its caller `left`; what was tried
+    /// is registered to the end. Errors: what the failing step says; nothing changes then.
     pub async fn register(
         &self,
         name: &ModelName,
@@ -172,8 +172,8 @@ impl Admin {
         self.set_policy(name, plan).await
     }
 
-    /// Keeps the versions that the policy names in memory, or no longer does. Errors: not found; conflict when nothing was
-    /// promoted; what loading says.
+    /// Keeps the versions that the policy names in memory, or no longer does. Errors: not found; conflict when nothing
+    /// was promoted; what loading says.
     pub async fn pin(&self, name: &ModelName, pinned: bool) -> Result<wire::Policy, Error> {
         let plan = |model: &Model| {
             let conflict =

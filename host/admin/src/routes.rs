@@ -234,7 +234,8 @@ async fn to_end<T: Serialize + Send + 'static>(
     json(result.map_err(|error| Error::internal(format!("the change did not end: {error}")))??)
 }
 
-/// Answers with what grows with the host's models, made aside. `name` tells lists apart that are made of different things.
+/// Answers with what grows with the host's models, made aside. `name` tells lists apart that are made of different
+/// things.
 async fn list<T: Serialize>(
     admin: &Arc<Admin>,
     name: String,

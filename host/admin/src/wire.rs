@@ -260,8 +260,8 @@ pub struct Placement {
     pub version: Option<u32>,
 }
 
-/// A deployment's bounds, for `PUT` (a new one) and `PATCH /v1/deployments/{name}`: what is left out gets its default, or
-/// keeps its value. Also a table `[deployments.NAME]` of the configuration file.
+/// A deployment's bounds, for `PUT` (a new one) and `PATCH /v1/deployments/{name}`: what is left out gets its default,
+/// or keeps its value. Also a table `[deployments.NAME]` of the configuration file.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BoundsChange {
@@ -398,7 +398,8 @@ pub struct UsageRow {
     pub cpu_seconds: f64,
     /// The same per run, in microseconds.
     pub cpu_us_per_prediction: f64,
-    /// What evaluates its graphs and where, e.g. `onnxruntime 1.23.2 on cuda:0`, each once; empty while none is in memory.
+    /// What evaluates its graphs and where, e.g. `onnxruntime 1.23.2 on cuda:0`, each once; empty while none is in
+    /// memory.
     pub graphs: Vec<String>,
     /// Time of their evaluations since they were loaded, in seconds: of the processor, or spent waiting for a GPU.
     pub graph_seconds: f64,

@@ -56,8 +56,8 @@ impl ByteBudget {
         std::ptr::eq(self, other) || self.within.as_ref().is_some_and(|outer| outer.is_within(other))
     }
 
-    /// Those of this budget and its parts that refused somebody since the last call who alone would have found room: there
-    /// the bytes are missing that others hold.
+    /// Those of this budget and its parts that refused somebody since the last call who alone would have found room:
+    /// there the bytes are missing that others hold.
     pub fn take_short(&self) -> Vec<Arc<Self>> {
         let short = std::mem::take(&mut *self.short.lock().unwrap_or_else(PoisonError::into_inner));
         short.iter().filter_map(Weak::upgrade).collect()

@@ -8,9 +8,10 @@ use modelhost_core::error::Error;
 use modelhost_core::room::Room;
 use modelhost_core::tensor::{Column, DType, Tensor};
 
-/// The `count` highest values of each row as BYTES `value:index`, with `:label` where a column of the output has that index.
-/// The last dimension holds the classes: [.., n] becomes [.., min(count, n)]. Equal values keep their order, NaN comes last.
-/// Errors: invalid argument, for BYTES, BOOL and scalars, which have no order or no classes; resource exhausted.
+/// The `count` highest values of each row as BYTES `value:index`, with `:label` where a column of the output has that
+/// index. The last dimension holds the classes: [.., n] becomes [.., min(count, n)]. Equal values keep their order, NaN
+/// comes last. Errors: invalid argument, for BYTES, BOOL and scalars, which have no order or no classes; resource
+/// exhausted.
 pub(crate) fn classify(
     output: &Tensor,
     count: u32,

@@ -47,8 +47,8 @@ pub struct LogSettings {
 }
 
 impl LogSettings {
-    /// Takes one setting by its name on the wire. Errors: invalid argument (an unknown name or another type), unsupported
-    /// (a log file, a format).
+    /// Takes one setting by its name on the wire. Errors: invalid argument (an unknown name or another type),
+    /// unsupported (a log file, a format).
     pub(crate) fn set(&mut self, name: &str, value: SettingValue<'_>) -> Result<(), Error> {
         match (name, value) {
             ("log_error", SettingValue::Bool(flag)) => self.error = Some(flag),

@@ -34,7 +34,8 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// `sticky_field` may stand in the header beside the columns. Errors: invalid argument, when the model's input is no table.
+    /// `sticky_field` may stand in the header beside the columns. Errors: invalid argument, when the model's input is
+    /// no table.
     pub fn new(version: &'a Version, sticky_field: Option<&'a str>) -> Result<Self, Error> {
         let rows = Rows::new(version, sticky_field)?;
         Ok(Self {
@@ -48,10 +49,12 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    /// Reads the next piece of the file; an empty one ends it. Errors: invalid argument naming record and field; resource exhausted.
+    /// Reads the next piece of the file; an empty one ends it. Errors: invalid argument naming record and field;
+    /// resource exhausted.
     pub fn feed(&mut self, piece: &[u8], room: &Room) -> Result<(), Error> {
         let ends = piece.is_empty();
-        // The reader drops a byte order mark only if it comes whole: it never does, and the header's first name is trimmed instead.
+        // The reader drops a byte order mark only if it comes whole: it never does, and the header's first name is
+        // trimmed instead.
         let first = if std::mem::replace(&mut self.started, true) { 0 } else { 1 };
         let (first, rest) = piece.split_at_checked(first).unwrap_or((piece, &[]));
         self.read(first, ends, room)?;
@@ -166,8 +169,9 @@ pub fn first_field(start: &[u8], field: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// Writes the rows of a response, after a header line if `header`. A NaN is empty; an output of several values a row has a column
-/// for each. Errors: plugin fault, when outputs have different numbers of rows; unsupported, for FP16 and BF16; resource exhausted.
+/// Writes the rows of a response, after a header line if `header`. A NaN is empty; an output of several values a row
+/// has a column for each. Errors: plugin fault, when outputs have different numbers of rows; unsupported, for FP16 and
+/// BF16; resource exhausted.
 pub fn encode(version: &Version, outputs: &[Tensor], header: bool, room: &Room) -> Result<Bytes, Error> {
     let (rows, widths) = widths(outputs)?;
     let values: usize = widths.iter().map(|width| width.elements).sum();

@@ -1,5 +1,5 @@
-//! What fuzzers feed: every decoder, and what must hold of what it accepts. `cargo xtask fuzz` runs them; a test sends the kept corpus through
-//! them.
+//! What fuzzers feed: every decoder, and what must hold of what it accepts. `cargo xtask fuzz` runs them; a test sends
+//! the kept corpus through them.
 
 use bytes::Bytes;
 use modelhost_core::infer::conform_outputs;
@@ -155,8 +155,8 @@ fn csv_file(data: &[u8]) {
     assert_eq!(read(usize::from(*size).max(1)), read(file.len().max(1)));
 }
 
-/// A plugin's signature and answer, spelled by the bytes. What passes the host's checks can be shown and written in every dialect, in
-/// bounded space.
+/// A plugin's signature and answer, spelled by the bytes. What passes the host's checks can be shown and written in
+/// every dialect, in bounded space.
 fn guest_says(data: &[u8]) {
     let mut said = Said(data);
     let mut version = version();

@@ -240,7 +240,8 @@ impl<'a> Reader<'a> {
         found
     }
 
-    /// Reads an object of parameters, whose values are strings, numbers and bools. Errors: invalid argument, naming the parameter.
+    /// Reads an object of parameters, whose values are strings, numbers and bools. Errors: invalid argument, naming the
+    /// parameter.
     pub(crate) fn parameters(&mut self) -> Result<Vec<(String, Parameter)>> {
         let mut parameters = Vec::new();
         self.object(|reader, key| {

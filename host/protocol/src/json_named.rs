@@ -11,8 +11,8 @@ use crate::json::Reader;
 use crate::json_tensor::read_nested;
 use crate::table::{Rows, first_record_field};
 
-/// Reads `instances`: a list of rows, each a value of the one input, an object by input names, or, for a model whose input is a
-/// table, an object by column names. Errors: invalid argument naming row, input and field.
+/// Reads `instances`: a list of rows, each a value of the one input, an object by input names, or, for a model whose
+/// input is a table, an object by column names. Errors: invalid argument naming row, input and field.
 pub(crate) fn read_instances(
     reader: &mut Reader<'_>,
     version: &Version,
@@ -65,8 +65,8 @@ fn read_tensor(reader: &mut Reader<'_>, spec: &TensorSpec) -> Result<Tensor, Err
     Tensor::new(spec.name.clone(), spec.dtype, shape, data)
 }
 
-/// The text of `field` in the first row of `instances` or `dataframe_records`, or among the parameters, for a policy that is sticky
-/// by it. Whatever is malformed is said by who decodes it.
+/// The text of `field` in the first row of `instances` or `dataframe_records`, or among the parameters, for a policy
+/// that is sticky by it. Whatever is malformed is said by who decodes it.
 pub(crate) fn sticky_value(body: &[u8], field: &str, room: &Room) -> Option<Vec<u8>> {
     let mut found = None;
     let read = Reader::new(body, room).object(|reader, key| {

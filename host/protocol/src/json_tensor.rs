@@ -32,9 +32,9 @@ pub(crate) fn read(reader: &mut Reader<'_>, dtype: DType, shape: &[u64]) -> Resu
     Ok(room.finish(data.bytes))
 }
 
-/// Reads a value nested as deep as the tensor has dimensions; its lengths are the shape. A bare number is a scalar. BYTES may be
-/// `{"b64": "…"}`, FP16 and BF16 are rounded from FP32. Errors: invalid argument naming the element: ragged or mixed depth,
-/// a value that the datatype does not hold; resource exhausted.
+/// Reads a value nested as deep as the tensor has dimensions; its lengths are the shape. A bare number is a scalar.
+/// BYTES may be `{"b64": "…"}`, FP16 and BF16 are rounded from FP32. Errors: invalid argument naming the element:
+/// ragged or mixed depth, a value that the datatype does not hold; resource exhausted.
 pub(crate) fn read_nested(reader: &mut Reader<'_>, dtype: DType) -> Result<(Vec<u64>, Bytes), Error> {
     let room = reader.room();
     let mut data = Data { dtype, shape: &[], room, bytes: Vec::new(), leaf_level: None, count: 0 };
@@ -308,8 +308,8 @@ impl<'a> Writing<'a> {
         }
     }
 
-    /// Writes all of it, nested as deep as it has dimensions. `b64`: BYTES as `{"b64": "…"}`; those that are not UTF-8 always are.
-    /// Errors: resource exhausted.
+    /// Writes all of it, nested as deep as it has dimensions. `b64`: BYTES as `{"b64": "…"}`; those that are not UTF-8
+    /// always are. Errors: resource exhausted.
     pub(crate) fn nested(&mut self, out: &mut Out<'_>, b64: bool) -> Result<(), Error> {
         self.level(out, self.tensor.shape(), b64)
     }

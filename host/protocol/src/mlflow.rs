@@ -25,7 +25,8 @@ pub enum Format {
 }
 
 impl Format {
-    /// Reads a `Content-Type`. Errors: unsupported format: another type, another charset than UTF-8, an unknown parameter.
+    /// Reads a `Content-Type`. Errors: unsupported format: another type, another charset than UTF-8, an unknown
+    /// parameter.
     pub fn of(content_type: Option<&str>) -> Result<Self, Error> {
         let wrong = |why: String| Error::new(ErrorCode::UnsupportedFormat, why);
         let content_type = content_type.ok_or_else(|| {
@@ -47,8 +48,8 @@ impl Format {
     }
 }
 
-/// Reads the JSON forms. Errors: invalid argument naming what is malformed, when not exactly one of them is there, for the form of language
-/// models, and for tables where the model takes tensors; resource exhausted.
+/// Reads the JSON forms. Errors: invalid argument naming what is malformed, when not exactly one of them is there, for
+/// the form of language models, and for tables where the model takes tensors; resource exhausted.
 pub fn decode(
     body: &Bytes,
     version: &Version,
@@ -89,7 +90,8 @@ pub fn decode(
 
 const FORMS: &str = "\"dataframe_split\", \"dataframe_records\", \"instances\" and \"inputs\"";
 
-/// `{"columns": […], "data": [[…], …]}`; `index` is passed over. Without columns the values stand in the signature's order.
+/// `{"columns": […], "data": [[…], …]}`; `index` is passed over. Without columns the values stand in the signature's
+/// order.
 fn read_split(
     reader: &mut Reader<'_>,
     version: &Version,
@@ -147,7 +149,8 @@ fn read_params(reader: &mut Reader<'_>) -> Result<Vec<(String, Parameter)>, Erro
     reader.parameters()
 }
 
-/// Writes `{"predictions": [{…}, …]}`. Errors: plugin fault, when outputs have different numbers of rows; resource exhausted.
+/// Writes `{"predictions": [{…}, …]}`. Errors: plugin fault, when outputs have different numbers of rows; resource
+/// exhausted.
 pub fn encode(outputs: &[Tensor], room: &Room) -> Result<Bytes, Error> {
     let mut out = Out::new(room, 128);
     out.extend_from_slice(b"{\"predictions\":");

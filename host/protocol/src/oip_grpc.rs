@@ -1,7 +1,8 @@
 //! Open Inference Protocol V2 over gRPC: generated messages and service, and their way to an inference request.
 //!
-//! Source: `proto/inference.proto`. Raw contents are slices of the received message, not copies. An answer is raw where the request
-//! was, typed where that was, as KServe's server does; FP16 and BF16 make it raw, because they have no typed form.
+//! Source: `proto/inference.proto`. Raw contents are slices of the received message, not copies. An answer is raw where
+//! the request was, typed where that was, as KServe's server does; FP16 and BF16 make it raw, because they have no
+//! typed form.
 
 use std::collections::HashMap;
 
@@ -44,8 +45,8 @@ pub mod pb {
 /// The service's description, for the reflection service.
 pub const DESCRIPTORS: &[u8] = include_bytes!("oip_grpc/generated/descriptors.bin");
 
-/// Reads an inference request from its bytes; decoding them may take `most` bytes. Errors: as [`decode`]; too large; invalid argument, when
-/// they are no such message, or one that is not for this model and version; resource exhausted.
+/// Reads an inference request from its bytes; decoding them may take `most` bytes. Errors: as [`decode`]; too large;
+/// invalid argument, when they are no such message, or one that is not for this model and version; resource exhausted.
 pub fn read(
     message: &Bytes,
     (model, version): (&str, &str),
@@ -64,8 +65,8 @@ pub fn read(
     decode(message, room)
 }
 
-/// Reads an inference request. Errors: invalid argument naming the tensor and what is malformed; unsupported, for shared memory; resource
-/// exhausted.
+/// Reads an inference request. Errors: invalid argument naming the tensor and what is malformed; unsupported, for
+/// shared memory; resource exhausted.
 pub fn decode(message: pb::ModelInferRequest, room: &Room) -> Result<(InferRequest, ReplyForm), Error> {
     check_id(&message.id)?;
     let raw = !message.raw_input_contents.is_empty();
@@ -153,7 +154,8 @@ fn read_parameters(
     Ok(parameters)
 }
 
-/// Writes an inference response. Errors: invalid argument, when an output that was asked for as classes has none; resource exhausted.
+/// Writes an inference response. Errors: invalid argument, when an output that was asked for as classes has none;
+/// resource exhausted.
 pub fn encode(
     version: &Version,
     id: Option<String>,
@@ -220,8 +222,8 @@ pub fn model_metadata(model: &Model, version: &Version) -> pb::ModelMetadataResp
     }
 }
 
-/// A model's configuration: the part of Triton's that has a meaning here. Its parameters say what evaluates each of the version's
-/// `graphs`, while it is in memory.
+/// A model's configuration: the part of Triton's that has a meaning here. Its parameters say what evaluates each of the
+/// version's `graphs`, while it is in memory.
 pub fn model_config(version: &Version, graphs: &[GraphStatus]) -> pb::ModelConfigResponse {
     let data_type = |spec: &TensorSpec| {
         pb::DataType::from_str_name(spec.dtype.config_name()).unwrap_or(pb::DataType::TypeInvalid).into()

@@ -1,8 +1,8 @@
 //! Open Inference Protocol V2 over REST, with the Triton extensions that [`crate::EXTENSIONS`] names.
 //!
 //! Sources: kserve/open-inference-protocol, specification/protocol/inference_rest.md; triton-inference-server/server,
-//! docs/protocol. Unknown keys are passed over, as Triton does. A readiness answer always carries JSON: KServe's client parses
-//! it, and Triton's looks at the status alone.
+//! docs/protocol. Unknown keys are passed over, as Triton does. A readiness answer always carries JSON: KServe's client
+//! parses it, and Triton's looks at the status alone.
 
 mod request;
 mod resources;

@@ -1,5 +1,5 @@
-//! A model's OpenAPI 3.1 document, made from its signature: the short URL, TF Serving's predict, MLflow's invocations and the Open Inference
-//! Protocol.
+//! A model's OpenAPI 3.1 document, made from its signature: the short URL, TF Serving's predict, MLflow's invocations
+//! and the Open Inference Protocol.
 
 use modelhost_core::tensor::{Column, ColumnKind, DType, MAX_RANK, TensorSpec};
 use modelhost_core::version::{Model, Version};
@@ -222,8 +222,8 @@ fn element_types(dtype: DType, or_null: bool) -> Vec<&'static str> {
     if or_null { vec![name, "null"] } else { vec![name] }
 }
 
-/// A value nested as deep as the tensor has dimensions, fixed lengths included. No deeper than a tensor can be, whatever an older host
-/// registered.
+/// A value nested as deep as the tensor has dimensions, fixed lengths included. No deeper than a tensor can be,
+/// whatever an older host registered.
 fn nested_schema(dtype: DType, shape: &[Option<u64>]) -> Value {
     shape.iter().take(MAX_RANK).rev().fold(element_schema(dtype), |items, dim| match dim {
         None => json!({"type": "array", "items": items, "minItems": 1}),

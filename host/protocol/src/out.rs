@@ -3,7 +3,8 @@
 use modelhost_core::error::Error;
 use modelhost_core::room::Room;
 
-/// An answer on its way out. Where room is refused nothing more is written: loops look with [`Self::check`], and [`Self::finish`] tells it.
+/// An answer on its way out. Where room is refused nothing more is written: loops look with [`Self::check`], and
+/// [`Self::finish`] tells it.
 pub(crate) struct Out<'r> {
     bytes: Vec<u8>,
     room: &'r Room,

@@ -1,7 +1,8 @@
 //! A page per model: what it is, who gets which share, a form to try it, snippets. HTML that works without scripts.
 //!
-//! The form posts `application/x-www-form-urlencoded`: a field a column where the input is a table, else a field an input, its value JSON.
-//! Where an input is BYTES it posts `multipart/form-data`, so that a file (a picture, say) can be its element.
+//! The form posts `application/x-www-form-urlencoded`: a field a column where the input is a table, else a field an
+//! input, its value JSON. Where an input is BYTES it posts `multipart/form-data`, so that a file (a picture, say) can
+//! be its element.
 
 use askama::Template;
 use bytes::Bytes;
@@ -140,8 +141,9 @@ pub fn models(models: &[std::sync::Arc<Model>]) -> Result<String, Error> {
     render(&ModelsPage { models: models.iter().map(row).collect() })
 }
 
-/// Writes a model's page as `version` takes and gives. `explicit`: the caller named the version. `posted`: the form as it was
-/// filled in. `authority`: the host and port that the caller reached the host under, for the snippets. Errors: internal.
+/// Writes a model's page as `version` takes and gives. `explicit`: the caller named the version. `posted`: the form as
+/// it was filled in. `authority`: the host and port that the caller reached the host under, for the snippets. Errors:
+/// internal.
 pub fn model(
     model: &Model,
     version: &Version,
@@ -318,7 +320,8 @@ fn snippet_input(spec: &TensorSpec, version: &Version) -> SnippetInput {
     }
 }
 
-/// A value of the shape, each list cut so that all stays short enough to show: numpy says itself that it is not the whole.
+/// A value of the shape, each list cut so that all stays short enough to show: numpy says itself that it is not the
+/// whole.
 fn zeros(spec: &TensorSpec) -> String {
     let zero = if spec.dtype == DType::Bytes { "\"\"" } else { "0" };
     spec.shape.iter().take(MAX_RANK).rev().fold(zero.to_owned(), |inner, dim| {
@@ -383,7 +386,8 @@ fn check_typed(bytes: usize) -> Result<(), Error> {
     Err(Error::invalid(format!("form: more than {MAX_TYPED} bytes of text; send more than that as JSON")))
 }
 
-/// Reads a form as a request. An empty field is a missing value. Errors: invalid argument naming the field; resource exhausted.
+/// Reads a form as a request. An empty field is a missing value. Errors: invalid argument naming the field; resource
+/// exhausted.
 pub fn decode(
     posted: &Posted,
     version: &Version,

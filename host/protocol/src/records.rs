@@ -1,7 +1,7 @@
 //! The short form: `POST /models/{prefix}/{name}/` with JSON records, mapped to columns by the signature's names.
 //!
-//! In: `[{"age": 40, "purpose": "car"}, …]`, or one record alone. Out: `{"model", "version", "predictions": [{…}, …]}`, one
-//! object a row, non-finite numbers as `null`.
+//! In: `[{"age": 40, "purpose": "car"}, …]`, or one record alone. Out: `{"model", "version", "predictions": [{…}, …]}`,
+//! one object a row, non-finite numbers as `null`.
 
 use bytes::Bytes;
 use modelhost_core::error::Error;
@@ -14,9 +14,9 @@ use crate::json::{Reader, write_int, write_string};
 use crate::out::Out;
 use crate::table::{Rows, first_record_field, write_records};
 
-/// Reads records into the signature's table. `sticky_field` may stand in a record beside the columns.
-/// Errors: invalid argument naming record and field: unknown, missing, given twice, no number, no such category; or the model's input is no table;
-/// resource exhausted.
+/// Reads records into the signature's table. `sticky_field` may stand in a record beside the columns. Errors: invalid
+/// argument naming record and field: unknown, missing, given twice, no number, no such category; or the model's input
+/// is no table; resource exhausted.
 pub fn decode(
     body: &[u8],
     version: &Version,

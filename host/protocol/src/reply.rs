@@ -78,7 +78,8 @@ impl ReplyForm {
         self.outputs.get(at).and_then(|output| output.binary).unwrap_or(self.binary)
     }
 
-    /// Replaces the outputs that were asked for as classes. Errors: invalid argument, for an output without an order; resource exhausted.
+    /// Replaces the outputs that were asked for as classes. Errors: invalid argument, for an output without an order;
+    /// resource exhausted.
     pub(crate) fn classify<'a>(
         &self,
         outputs: &'a [Tensor],

@@ -19,7 +19,8 @@ pub fn http(code: ErrorCode) -> u16 {
     }
 }
 
-/// The gRPC status of a failure. A plugin's fault is UNKNOWN (2), so that it is never taken for the host's INTERNAL (13).
+/// The gRPC status of a failure. A plugin's fault is UNKNOWN (2), so that it is never taken for the host's INTERNAL
+/// (13).
 pub fn grpc(code: ErrorCode) -> i32 {
     match code {
         ErrorCode::PluginFault => 2,

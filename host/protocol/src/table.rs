@@ -101,8 +101,8 @@ impl<'a> Rows<'a> {
         self.set(at, value)
     }
 
-    /// Reads one value of the row as a person or a file writes it; empty is missing. Errors: invalid argument naming record and
-    /// field.
+    /// Reads one value of the row as a person or a file writes it; empty is missing. Errors: invalid argument naming
+    /// record and field.
     pub(crate) fn text(&mut self, text: &[u8], at: usize) -> Result<(), Error> {
         let Some(column) = self.columns().get(at) else { return Ok(()) };
         let value =
@@ -270,8 +270,8 @@ fn category(text: &str, values: &[String], rule: Rule) -> Result<f64, Error> {
     Ok(index as f64)
 }
 
-/// The text of `field` in the first of a list of records, or in a record that stands alone. Whatever is malformed is said by who
-/// decodes it.
+/// The text of `field` in the first of a list of records, or in a record that stands alone. Whatever is malformed is
+/// said by who decodes it.
 pub(crate) fn first_record_field(reader: &mut Reader<'_>, field: &str) -> Option<Vec<u8>> {
     let mut found = None;
     let mut first = |reader: &mut Reader<'_>| {
@@ -312,7 +312,8 @@ pub(crate) struct Width {
     pub(crate) is_list: bool,
 }
 
-/// How many rows the outputs have and how wide each is in a row. Errors: plugin fault, when one has another number of rows.
+/// How many rows the outputs have and how wide each is in a row. Errors: plugin fault, when one has another number of
+/// rows.
 pub(crate) fn widths(outputs: &[Tensor]) -> Result<(usize, Vec<Width>), Error> {
     let rows = outputs.first().and_then(|output| output.shape().first().copied()).unwrap_or(0);
     let mut widths = Vec::with_capacity(outputs.len());

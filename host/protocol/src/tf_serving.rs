@@ -1,7 +1,8 @@
 //! TensorFlow Serving's REST API v1, and KServe V1, which shares its paths and bodies.
 //!
-//! Sources: tensorflow/serving, g3doc/api_rest.md; kserve/kserve, protocol/rest/v1_endpoints.py. Both clients look for keys of their own, so
-//! a model's status carries both. Beside rows by input names, a model whose input is a table takes rows by column names.
+//! Sources: tensorflow/serving, g3doc/api_rest.md; kserve/kserve, protocol/rest/v1_endpoints.py. Both clients look for
+//! keys of their own, so a model's status carries both. Beside rows by input names, a model whose input is a table
+//! takes rows by column names.
 
 use bytes::Bytes;
 use modelhost_core::error::{Error, ErrorCode};
@@ -29,8 +30,8 @@ pub enum Layout {
     Columns,
 }
 
-/// Reads a predict request. Errors: invalid argument naming row, input and field, and when not exactly one of `instances` and
-/// `inputs` is there; not found, for another signature than the default; resource exhausted.
+/// Reads a predict request. Errors: invalid argument naming row, input and field, and when not exactly one of
+/// `instances` and `inputs` is there; not found, for another signature than the default; resource exhausted.
 pub fn decode(
     body: &Bytes,
     version: &Version,
@@ -72,8 +73,9 @@ pub fn decode(
     Ok((InferRequest { inputs, ..InferRequest::default() }, layout))
 }
 
-/// Writes a predict response. A single output goes without its name; outputs named `…_bytes` are base64. Non-finite numbers are the
-/// bare tokens. Errors: plugin fault, when rows are wanted and the outputs have different numbers of them; resource exhausted.
+/// Writes a predict response. A single output goes without its name; outputs named `…_bytes` are base64. Non-finite
+/// numbers are the bare tokens. Errors: plugin fault, when rows are wanted and the outputs have different numbers of
+/// them; resource exhausted.
 pub fn encode(outputs: &[Tensor], layout: Layout, room: &Room) -> Result<Bytes, Error> {
     let bytes: usize = outputs.iter().map(|output| output.data().len()).sum();
     let mut out = Out::new(room, bytes.saturating_mul(3).saturating_add(64));

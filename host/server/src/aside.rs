@@ -69,8 +69,8 @@ impl Aside {
         Self { bytes, places, waiting: Arc::default(), threads: OnceLock::new() }
     }
 
-    /// Makes a document, unless nobody waits for it any more. Errors: resource exhausted, at once when too many wait, or
-    /// when its bytes find no room; deadline exceeded; as the work's; internal.
+    /// Makes a document, unless nobody waits for it any more. Errors: resource exhausted, at once when too many wait,
+    /// or when its bytes find no room; deadline exceeded; as the work's; internal.
     pub(crate) async fn make(
         &self,
         key: Key,

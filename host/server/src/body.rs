@@ -1,4 +1,5 @@
-//! Bodies: what comes in is charged as it comes, within bounds of bytes and time; what goes out holds its charge until it is sent.
+//! Bodies: what comes in is charged as it comes, within bounds of bytes and time; what goes out holds its charge until
+//! it is sent.
 
 use std::io;
 use std::pin::Pin;
@@ -122,11 +123,11 @@ impl Body for ResponseBody {
 
 /// An answer in the transport's hands.
 ///
-/// Over HTTP/2 it can be ended alone, by dropping the task that sends it, as long as that task lives: h2 then drops what it
-/// has of it and resets the stream. An error from here would not do: hyper does not ask for the next piece while one waits
-/// for the client's window. hyper's task ends when it has handed over the last piece, read or not. So after a large piece
-/// nothing is handed over, not even the end, before h2 has let go of it. What is small waits for nothing: once handed over
-/// with its end, it can only go with its connection.
+/// Over HTTP/2 it can be ended alone, by dropping the task that sends it, as long as that task lives: h2 then drops
+/// what it has of it and resets the stream. An error from here would not do: hyper does not ask for the next piece
+/// while one waits for the client's window. hyper's task ends when it has handed over the last piece, read or not. So
+/// after a large piece nothing is handed over, not even the end, before h2 has let go of it. What is small waits for
+/// nothing: once handed over with its end, it can only go with its connection.
 pub(crate) struct Outgoing<B> {
     body: B,
     watch: Arc<Watch>,
@@ -296,8 +297,8 @@ pub(crate) struct Bounds {
     pub(crate) until: Instant,
 }
 
-/// The whole body. While it comes, it is its client's turn. Errors: too large; resource exhausted; deadline exceeded while it
-/// arrives; invalid argument, when it ends early.
+/// The whole body. While it comes, it is its client's turn. Errors: too large; resource exhausted; deadline exceeded
+/// while it arrives; invalid argument, when it ends early.
 pub(crate) async fn collect(
     coding: Option<Coding>,
     body: &mut Incoming,
@@ -433,7 +434,8 @@ impl Body for Small {
     }
 }
 
-/// A request's body in the hands of a handler that may not read it; what is left comes back when the handler lets go of it.
+/// A request's body in the hands of a handler that may not read it; what is left comes back when the handler lets go of
+/// it.
 pub(crate) struct Lent {
     body: Option<Arriving>,
     back: Option<oneshot::Sender<Incoming>>,

@@ -17,7 +17,8 @@ use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt};
 /// The largest window that a zstd stream may ask for is 2 to this power: 8 MiB, the bound of RFC 9659.
 const ZSTD_WINDOW: u32 = 23;
 
-/// Bytes that a decoder may hold of a stream that is not whole yet: the largest window of any coding, and what surrounds it.
+/// Bytes that a decoder may hold of a stream that is not whole yet: the largest window of any coding, and what
+/// surrounds it.
 pub(crate) const WORKSPACE: usize = (1 << ZSTD_WINDOW) + (1 << 20);
 
 /// Bytes made room for at a time.
@@ -128,7 +129,8 @@ impl Coding {
         }
     }
 
-    /// Compresses a whole response, which `charge` grows with. One that is too small to gain is left, and one that finds no room: `None`.
+    /// Compresses a whole response, which `charge` grows with. One that is too small to gain is left, and one that
+    /// finds no room: `None`.
     pub(crate) async fn compress(self, plain: &Bytes, charge: Charge) -> Option<(Bytes, Charge)> {
         if plain.len() < COMPRESS_FROM {
             return None;

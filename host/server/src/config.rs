@@ -29,8 +29,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Lets `admin_listen` be another address than loopback, although nothing guards it.
     pub admin_allow_remote: bool,
-    /// Names under which this host is reached, besides loopback and its own addresses, without port. Given: the public port refuses
-    /// every other name, also from programs; without it only from browsers. The admin port always does.
+    /// Names under which this host is reached, besides loopback and its own addresses, without port. Given: the public
+    /// port refuses every other name, also from programs; without it only from browsers. The admin port always does.
     pub allowed_hosts: Vec<String>,
     /// Origins of other sites' pages that may change and predict, e.g. `https://console.example.org`.
     pub allowed_origins: Vec<String>,
@@ -44,8 +44,9 @@ pub struct Config {
     pub otlp_endpoint: Option<String>,
     /// Largest request body, before and after decompression.
     pub max_body_bytes: usize,
-    /// Requests and answers that are held in memory at once, all together. One deployment may hold half of it; a quarter is
-    /// kept for small ones. When it runs out, requests whose clients are slow for what is held for them make room.
+    /// Requests and answers that are held in memory at once, all together. One deployment may hold half of it; a
+    /// quarter is kept for small ones. When it runs out, requests whose clients are slow for what is held for them make
+    /// room.
     pub bodies_mib: u64,
     /// Largest CSV file, which passes through in pieces.
     pub max_stream_bytes: usize,
@@ -61,14 +62,15 @@ pub struct Config {
     pub idle_timeout_ms: u64,
     /// How long requests may finish after a shutdown began.
     pub drain_timeout_ms: u64,
-    /// Connections on the public port; one more takes the place of one that has been silent for longest. All connections
-    /// together may have twice as many requests under way, at least 1024.
+    /// Connections on the public port; one more takes the place of one that has been silent for longest. All
+    /// connections together may have twice as many requests under way, at least 1024.
     pub max_connections: usize,
     /// Bytes of answers kept for equal requests, over all versions whose manifest says `response_cache = true`.
     pub response_cache_bytes: u64,
     /// Live instances at once, over all deployments.
     pub instances: u32,
-    /// Versions in memory at once, over all deployments. Default: what `vm.max_map_count` and the limit on open files allow.
+    /// Versions in memory at once, over all deployments. Default: what `vm.max_map_count` and the limit on open files
+    /// allow.
     pub loaded_versions: Option<u32>,
     /// A warm instance that waited this long for a request is ended.
     pub idle_instance_ms: u64,
@@ -82,8 +84,9 @@ pub struct Config {
     pub compiler: Option<PathBuf>,
     /// Whether to reset only the pages that a request wrote. Default: where the kernel can.
     pub pagemap_scan: Option<bool>,
-    /// ONNX Runtime: its library, a folder that holds it, or a Python environment with the package `onnxruntime`. Default:
-    /// `MODELHOST_ONNXRUNTIME`, `ORT_DYLIB_PATH`, the active Python environment, or the system's library folders.
+    /// ONNX Runtime: its library, a folder that holds it, or a Python environment with the package `onnxruntime`.
+    /// Default: `MODELHOST_ONNXRUNTIME`, `ORT_DYLIB_PATH`, the active Python environment, or the system's library
+    /// folders.
     pub onnxruntime: Option<PathBuf>,
     /// Threads that evaluate graphs. Default: one a core.
     pub graph_threads: Option<usize>,

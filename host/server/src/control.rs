@@ -159,7 +159,8 @@ impl Public {
     }
 }
 
-/// Whether telling of a model takes no longer than a short prediction: it has few versions, and this one a short signature.
+/// Whether telling of a model takes no longer than a short prediction: it has few versions, and this one a short
+/// signature.
 pub(crate) fn is_little(model: &Model, version: &Version) -> bool {
     /// Versions, tensors and columns.
     const LITTLE: usize = 256;

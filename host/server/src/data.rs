@@ -33,7 +33,8 @@ pub(crate) fn open(dir: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
-/// Closes what a host keeps, and the folder where nothing else lies in it. What is closed already is not looked through.
+/// Closes what a host keeps, and the folder where nothing else lies in it. What is closed already is not looked
+/// through.
 fn close(dir: &Path) {
     let closed = || -> io::Result<bool> {
         let (mut changed, mut shared) = (false, false);

@@ -156,8 +156,8 @@ impl Exchange {
         [version, id, trace, cache, age].into_iter().flatten().map(named)
     }
 
-    /// When a decoded request must be answered: its own `timeout` parameter (microseconds, Triton's schedule policy) counts from now and
-    /// can only shorten the time.
+    /// When a decoded request must be answered: its own `timeout` parameter (microseconds, Triton's schedule policy)
+    /// counts from now and can only shorten the time.
     pub(crate) fn deadline_of(&self, request: &InferRequest) -> Deadline {
         let asked = request.parameters.iter().find(|(name, _)| name == "timeout");
         let micros = asked.and_then(|(_, value)| match value {

@@ -1,4 +1,5 @@
-//! The Open Inference Protocol over gRPC, health and reflection. Served on the ports that serve HTTP, told apart by content type.
+//! The Open Inference Protocol over gRPC, health and reflection. Served on the ports that serve HTTP, told apart by
+//! content type.
 //!
 //! Messages of predictions are framed here and go the way of every prediction; health and reflection are tonic's.
 

@@ -1,12 +1,12 @@
-//! What a web page in somebody's browser may ask of this host. A page reaches loopback as its reader does, so the address guards
-//! nothing: what a browser says of a request (`Host`, `Origin`, `Sec-Fetch-Site`) decides. Programs other than browsers can say anything
-//! and are not meant here.
+//! What a web page in somebody's browser may ask of this host. A page reaches loopback as its reader does, so the
+//! address guards nothing: what a browser says of a request (`Host`, `Origin`, `Sec-Fetch-Site`) decides. Programs
+//! other than browsers can say anything and are not meant here.
 //!
-//! - `Host`: a page whose name was pointed at this host's address after it was loaded (DNS rebinding) is of the same origin as what
-//!   it asks; only the name tells. An address cannot be pointed elsewhere.
+//! - `Host`: a page whose name was pointed at this host's address after it was loaded (DNS rebinding) is of the same
+//!   origin as what it asks; only the name tells. An address cannot be pointed elsewhere.
 //! - `Origin` and `Sec-Fetch-Site`, of whatever changes or predicts: the page itself must be this host's.
-//! - Content types, on the admin port: a form or a plain `fetch` of a foreign page cannot send JSON without asking first, and nothing
-//!   here answers such a question (`OPTIONS`).
+//! - Content types, on the admin port: a form or a plain `fetch` of a foreign page cannot send JSON without asking
+//!   first, and nothing here answers such a question (`OPTIONS`).
 
 use std::net::IpAddr;
 
@@ -86,8 +86,8 @@ impl Allowed {
     }
 }
 
-/// The public port. Programs send what they like: the name is checked where a browser asks, or where names were configured.
-/// Errors: permission denied.
+/// The public port. Programs send what they like: the name is checked where a browser asks, or where names were
+/// configured. Errors: permission denied.
 pub(crate) fn check_public(asked: Asked<'_>, allowed: &Allowed) -> Result<(), Error> {
     let browser = asked.headers.contains_key(ORIGIN) || asked.headers.contains_key(SEC_FETCH_SITE);
     if browser || !allowed.hosts.is_empty() {
@@ -96,8 +96,8 @@ pub(crate) fn check_public(asked: Asked<'_>, allowed: &Allowed) -> Result<(), Er
     if browser { check_origin(asked, allowed) } else { Ok(()) }
 }
 
-/// The admin port: the name is always checked, and what comes is JSON, or bytes where a file is uploaded. Errors: permission denied;
-/// unsupported format.
+/// The admin port: the name is always checked, and what comes is JSON, or bytes where a file is uploaded. Errors:
+/// permission denied; unsupported format.
 pub(crate) fn check_admin(asked: Asked<'_>, has_body: bool, allowed: &Allowed) -> Result<(), Error> {
     check_host(asked, allowed)?;
     check_origin(asked, allowed)?;
@@ -118,7 +118,8 @@ pub(crate) fn check_admin(asked: Asked<'_>, has_body: bool, allowed: &Allowed) -
     }
 }
 
-/// Every name that the request gives must be ours. HTTP/2 has it in `:authority`. Only HTTP/1.0 may leave it out, and then only look.
+/// Every name that the request gives must be ours. HTTP/2 has it in `:authority`. Only HTTP/1.0 may leave it out, and
+/// then only look.
 fn check_host(asked: Asked<'_>, allowed: &Allowed) -> Result<(), Error> {
     let in_uri = asked.uri.authority().map(|authority| authority.as_str().as_bytes());
     let in_headers = asked.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);

@@ -23,7 +23,8 @@ use crate::watch::{Connection, Connections, Entered, Order, Watched};
 /// HTTP/2 streams that one connection may have open.
 const MAX_STREAMS: u32 = 256;
 
-/// What a client may send ahead of its reader over HTTP/2. Nobody is charged for it, so it is little, and more for some alone.
+/// What a client may send ahead of its reader over HTTP/2. Nobody is charged for it, so it is little, and more for some
+/// alone.
 struct Ahead {
     /// Bytes of one stream's body.
     stream: u32,
@@ -76,7 +77,8 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 }
 
 impl Listener {
-    /// Serves until `stop` turns true, then lets requests finish for the drain timeout. Requests carry their connection's watch.
+    /// Serves until `stop` turns true, then lets requests finish for the drain timeout. Requests carry their
+    /// connection's watch.
     pub(crate) async fn serve<S, B>(self, service: S, mut stop: watch::Receiver<bool>)
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,

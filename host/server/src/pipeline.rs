@@ -1,7 +1,7 @@
 //! The way of a prediction, the same for every dialect and transport: a place, the body, decode, choose, infer, encode.
 //!
-//! A dialect decides nothing: it says how to read a request and how to write an answer. What takes time with a request's size runs on its
-//! deployment's threads; every byte that is held is charged to its deployment and the host.
+//! A dialect decides nothing: it says how to read a request and how to write an answer. What takes time with a
+//! request's size runs on its deployment's threads; every byte that is held is charged to its deployment and the host.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -81,8 +81,8 @@ impl Choice {
         Self { place, header }
     }
 
-    /// Decides, by the field that `find` finds in the request where the policy is sticky by one; returns that field, which may then stand
-    /// beside the model's columns.
+    /// Decides, by the field that `find` finds in the request where the policy is sticky by one; returns that field,
+    /// which may then stand beside the model's columns.
     pub(crate) fn by_field(
         self,
         find: impl FnOnce(&str) -> Option<Vec<u8>>,

@@ -218,7 +218,8 @@ impl Public {
         }
     }
 
-    /// Compresses a short answer that is no prediction, if the caller wants that. Long ones are made aside, and compressed there.
+    /// Compresses a short answer that is no prediction, if the caller wants that. Long ones are made aside, and
+    /// compressed there.
     async fn compressed(
         &self,
         response: Response<ResponseBody>,

@@ -19,8 +19,9 @@ const SPARE_FILES: u64 = 512;
 /// What Linux grants when nobody changed it.
 const DEFAULT_MAPPINGS: u64 = 65_530;
 
-/// How many versions may be in memory at once: what the configuration says, or what the system allows. Takes as many open files as it can.
-/// Errors: invalid argument, when the instances alone, or what was asked for, need more than the system allows; it says what to raise.
+/// How many versions may be in memory at once: what the configuration says, or what the system allows. Takes as many
+/// open files as it can. Errors: invalid argument, when the instances alone, or what was asked for, need more than the
+/// system allows; it says what to raise.
 pub(crate) fn loaded_versions(config: &Config) -> Result<u32, Error> {
     let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count");
     let mappings = mappings.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT_MAPPINGS);

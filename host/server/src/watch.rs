@@ -1,9 +1,9 @@
 //! What is known of one connection, and when its client has had its time.
 //!
-//! Whose turn it is decides: while the host works for a client, the connection stays; while the client is to send or to read, a clock runs.
-//! Every answer says when it must have been read, and holds its bytes until it was. What a client moves, of a body or of an
-//! answer, counts for its request; other frames of HTTP/2 (a PING, say) count for nothing. Who gives way when bytes are short
-//! is in `pace`.
+//! Whose turn it is decides: while the host works for a client, the connection stays; while the client is to send or to
+//! read, a clock runs. Every answer says when it must have been read, and holds its bytes until it was. What a client
+//! moves, of a body or of an answer, counts for its request; other frames of HTTP/2 (a PING, say) count for nothing.
+//! Who gives way when bytes are short is in `pace`.
 
 mod pace;
 mod socket;
@@ -426,8 +426,9 @@ impl Drop for Sending {
     }
 }
 
-/// Waits for what a client is to send or to read, at most `until` then. It is the client's turn unless it is done at once.
-/// Errors: as the work's; deadline exceeded, `late`; resource exhausted, when too many wait or it gives way to others.
+/// Waits for what a client is to send or to read, at most `until` then. It is the client's turn unless it is done at
+/// once. Errors: as the work's; deadline exceeded, `late`; resource exhausted, when too many wait or it gives way to
+/// others.
 pub(crate) async fn clients<T>(
     watch: Option<&Arc<Watch>>,
     until: Instant,
@@ -490,8 +491,8 @@ impl Connections {
         }
     }
 
-    /// Makes room for so many: ends those that wait for their client, the longest silent first. Who was told to end already counts, so that
-    /// those who ask again before room is there cost nobody else a place.
+    /// Makes room for so many: ends those that wait for their client, the longest silent first. Who was told to end
+    /// already counts, so that those who ask again before room is there cost nobody else a place.
     pub(crate) fn make_room(&self, count: usize) {
         let (now, all) = (Instant::now(), self.all());
         let (mut ending, mut found) = (0, Vec::new());

@@ -61,8 +61,8 @@ pub struct Server {
 
 impl Server {
     /// Opens the data folder, makes the engine, and serves. What policies pin is loaded in the background; whoever
-    /// calls it before waits for that one load. Errors: invalid argument (settings), conflict (an address or the data folder is
-    /// in use), internal.
+    /// calls it before waits for that one load. Errors: invalid argument (settings), conflict (an address or the data
+    /// folder is in use), internal.
     pub async fn start(config: Config) -> Result<Self, Error> {
         config.check()?;
         let loaded_versions = system::loaded_versions(&config)?;

@@ -1,4 +1,5 @@
-//! libFuzzer over the decoders, on a stable compiler: coverage instrumentation is an LLVM pass that rustc lets anyone ask for.
+//! libFuzzer over the decoders, on a stable compiler: coverage instrumentation is an LLVM pass that rustc lets anyone
+//! ask for.
 
 use std::fs;
 

@@ -7,8 +7,8 @@ use modelhost_core::tensor::{DType, Tensor};
 
 use super::pb::InferTensorContents;
 
-/// The elements as little-endian bytes. Errors: invalid argument, when another field than the datatype's has elements, or one does
-/// not fit the datatype; resource exhausted.
+/// The elements as little-endian bytes. Errors: invalid argument, when another field than the datatype's has elements,
+/// or one does not fit the datatype; resource exhausted.
 pub(super) fn read(dtype: DType, contents: InferTensorContents, room: &Room) -> Result<Bytes, Error> {
     let lengths = [
         ("bool_contents", contents.bool_contents.len()),

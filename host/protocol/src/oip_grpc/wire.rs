@@ -1,4 +1,5 @@
-//! A message before it is decoded: whom it is for, and what decoding it would take. Both are read off its bytes, and nothing is allocated.
+//! A message before it is decoded: whom it is for, and what decoding it would take. Both are read off its bytes, and
+//! nothing is allocated.
 //!
 //! Source: the Protocol Buffers encoding. Field numbers are those of `ModelInferRequest` and what lies in it.
 
@@ -116,8 +117,8 @@ pub fn names(start: &[u8]) -> Names<'_> {
     names
 }
 
-/// What decoding a message takes besides its own bytes: at most `most`, texts apart. Errors: too large; invalid argument, when it has too many
-/// entries or is malformed.
+/// What decoding a message takes besides its own bytes: at most `most`, texts apart. Errors: too large; invalid
+/// argument, when it has too many entries or is malformed.
 pub(super) fn check(message: &[u8], most: usize) -> Result<usize, Error> {
     let (mut inputs, mut outputs, mut others, mut weight, mut texts) = (0, 0, 0, 0_usize, 0);
     let mut fields = Fields::of(message);

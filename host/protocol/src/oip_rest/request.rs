@@ -46,7 +46,8 @@ impl Framing {
 }
 
 /// Reads an inference request; binary tensors are slices of `body`, not copies. `json` is how much of it is JSON.
-/// Errors: invalid argument naming the tensor and what is malformed; unsupported, for shared memory; resource exhausted.
+/// Errors: invalid argument naming the tensor and what is malformed; unsupported, for shared memory; resource
+/// exhausted.
 pub fn decode(body: &Bytes, json: usize, room: &Room) -> Result<(InferRequest, ReplyForm), Error> {
     let (mut request, mut form) = (InferRequest::default(), ReplyForm::default());
     let mut reader = Reader::new(body.get(..json).unwrap_or(body), room);
@@ -87,9 +88,9 @@ pub fn decode(body: &Bytes, json: usize, room: &Room) -> Result<(InferRequest, R
     Ok((request, form))
 }
 
-/// Reads a raw request: the whole body is the one input's data, and every output comes back raw.
-/// A first dimension that the byte count leaves open is 1. Source: extension_binary_data.md, "Raw Binary Request".
-/// Errors: invalid argument, when the model has several inputs or the body does not fill the input's shape; resource exhausted.
+/// Reads a raw request: the whole body is the one input's data, and every output comes back raw. A first dimension that
+/// the byte count leaves open is 1. Source: extension_binary_data.md, "Raw Binary Request". Errors: invalid argument,
+/// when the model has several inputs or the body does not fill the input's shape; resource exhausted.
 pub fn decode_raw(
     body: &Bytes,
     signature: &Signature,

@@ -28,8 +28,9 @@ pub fn model_metadata(model: &Model, version: &Version) -> Value {
     })
 }
 
-/// A model's configuration (`GET /v2/models/{model}/config`): the part of Triton's that has a meaning here. Its shapes hold the
-/// batch dimension, so `max_batch_size` is 0. Its parameters say what evaluates each of the version's `graphs`, while it is in memory.
+/// A model's configuration (`GET /v2/models/{model}/config`): the part of Triton's that has a meaning here. Its shapes
+/// hold the batch dimension, so `max_batch_size` is 0. Its parameters say what evaluates each of the version's
+/// `graphs`, while it is in memory.
 pub fn model_config(version: &Version, graphs: &[GraphStatus]) -> Value {
     let signature = &version.report.signature;
     let tensor = |spec: &TensorSpec| json!({"name": spec.name, "data_type": spec.dtype.config_name(), "dims": spec.wire_shape()});
@@ -139,7 +140,8 @@ pub fn log_settings(settings: LogSettings) -> Value {
     })
 }
 
-/// Reads a trace settings request; values are strings or lists of strings, null clears. Errors: as [`read_log_settings`].
+/// Reads a trace settings request; values are strings or lists of strings, null clears. Errors: as
+/// [`read_log_settings`].
 pub fn read_trace_settings(body: &[u8]) -> Result<TraceSettings, Error> {
     let mut settings = TraceSettings::default();
     for (name, value) in &object(body)? {

@@ -26,8 +26,8 @@ impl Public {
         Ok(json(&oip_rest::trace_settings(self.set_traces(asked)?)))
     }
 
-    /// Sets what is asked; returns what is in force. Levels nest: the lines of a level come with those of the graver ones.
-    /// Errors: unsupported, when callers may not set anything.
+    /// Sets what is asked; returns what is in force. Levels nest: the lines of a level come with those of the graver
+    /// ones. Errors: unsupported, when callers may not set anything.
     pub(crate) fn set_logs(&self, asked: LogSettings) -> Result<LogSettings, Error> {
         if asked != LogSettings::default() {
             self.check_control()?;
@@ -46,8 +46,8 @@ impl Public {
         Ok(log_settings(modelhost_telemetry::log_level()))
     }
 
-    /// Sets what is asked; returns what is in force. Errors: unsupported, when callers may not set anything or traces are not
-    /// exported.
+    /// Sets what is asked; returns what is in force. Errors: unsupported, when callers may not set anything or traces
+    /// are not exported.
     pub(crate) fn set_traces(&self, asked: TraceSettings) -> Result<TraceSettings, Error> {
         if asked != TraceSettings::default() {
             self.check_control()?;

@@ -1,11 +1,12 @@
 //! CSV files of any length: read, predicted and written piece by piece, a few pieces in memory at a time.
 //!
-//! A file has a place in its deployment only while a piece of it is answered: a caller who sends or reads slowly holds a
-//! connection and a small charge. A file has no deadline as a whole. But within the time of one request some row of it must
-//! come to its end and each answer must be read, and whoever is slow gives way when bytes are short.
+//! A file has a place in its deployment only while a piece of it is answered: a caller who sends or reads slowly holds
+//! a connection and a small charge. A file has no deadline as a whole. But within the time of one request some row of
+//! it must come to its end and each answer must be read, and whoever is slow gives way when bytes are short.
 //!
-//! What fails before the first piece is answered has a status of its own. Later the status is out: the connection is cut, so that
-//! nobody takes what came for all of it, and the log says why. A client must read while it sends: what is not read stops what is sent.
+//! What fails before the first piece is answered has a status of its own. Later the status is out: the connection is
+//! cut, so that nobody takes what came for all of it, and the log says why. A client must read while it sends: what is
+//! not read stops what is sent.
 
 use std::io;
 use std::pin::Pin;
@@ -110,8 +111,8 @@ impl File {
         Self { plain, most, watch, charge }
     }
 
-    /// The next piece, empty at the end: all of it, or what came of it `until` then. Errors: deadline exceeded, when nothing came; too
-    /// large; invalid argument; resource exhausted, when it gives way to others.
+    /// The next piece, empty at the end: all of it, or what came of it `until` then. Errors: deadline exceeded, when
+    /// nothing came; too large; invalid argument; resource exhausted, when it gives way to others.
     async fn read(&mut self, until: Instant) -> Result<Bytes, Error> {
         if let Some(watch) = &self.watch {
             watch.holds(Some(&self.charge));

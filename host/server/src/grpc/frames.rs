@@ -1,4 +1,5 @@
-//! Messages in gRPC's framing: a flag, a length, the message. Source: the gRPC over HTTP/2 specification, "Length-Prefixed-Message".
+//! Messages in gRPC's framing: a flag, a length, the message. Source: the gRPC over HTTP/2 specification,
+//! "Length-Prefixed-Message".
 
 use std::io;
 use std::sync::Arc;
@@ -66,8 +67,8 @@ impl Begun {
 }
 
 impl Frames {
-    /// Messages of at most `most` bytes, before and after decompression. `charge`: for what comes before it is asked for.
-    /// Errors: unsupported format, naming the coding.
+    /// Messages of at most `most` bytes, before and after decompression. `charge`: for what comes before it is asked
+    /// for. Errors: unsupported format, naming the coding.
     pub(super) fn new(
         headers: &HeaderMap,
         body: Incoming,
@@ -86,8 +87,8 @@ impl Frames {
         Ok(Self { body, rest: Bytes::new(), coding, most, watch, charge, is_broken: false })
     }
 
-    /// Waits for the next message to begin; `None` where the caller ends the call. Errors: deadline exceeded, when it did not by `until`; too
-    /// large; resource exhausted; invalid argument.
+    /// Waits for the next message to begin; `None` where the caller ends the call. Errors: deadline exceeded, when it
+    /// did not by `until`; too large; resource exhausted; invalid argument.
     pub(super) async fn begin(&mut self, until: Instant) -> Result<Option<Begun>, Error> {
         let watch = self.watch.clone();
         clients(watch.as_ref(), until, LATE, self.begin_now()).await

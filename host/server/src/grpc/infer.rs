@@ -156,9 +156,9 @@ fn accepted(headers: &HeaderMap, coding: Coding) -> bool {
 
 type Piece = Result<Frame<Bytes>, Infallible>;
 
-/// A call of many messages: answers in the order asked, one after another. A failure is a message of the stream, which goes on, unless
-/// the caller asked for gRPC errors (`triton_grpc_error: true`): then it ends the stream. It ends, too, when no message comes for a while.
-/// Each message is told of apart from the call.
+/// A call of many messages: answers in the order asked, one after another. A failure is a message of the stream, which
+/// goes on, unless the caller asked for gRPC errors (`triton_grpc_error: true`): then it ends the stream. It ends, too,
+/// when no message comes for a while. Each message is told of apart from the call.
 pub(super) fn stream(exchange: Exchange, headers: HeaderMap, body: Incoming) -> Response<ResponseBody> {
     let (sender, pieces) = mpsc::channel(AHEAD);
     let pieces = stream::unfold(pieces, async |mut pieces| Some((pieces.recv().await?, pieces)));

@@ -1,5 +1,5 @@
-//! Health and reflection, which are tonic's: told of, bounded in bytes and time, and in how many one connection may have
-//! open, because a watch of the host's health never ends.
+//! Health and reflection, which are tonic's: told of, bounded in bytes and time, and in how many one connection may
+//! have open, because a watch of the host's health never ends.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Who gives way when bytes are short: those whose clients move them too slowly for what they hold.
 //!
-//! Whoever waits for its client holds bytes, and owes a least rate for them: all of them within [`PACE`], at least [`LEAST`] a
-//! second. Each byte that the client moves, in either direction, pays for a time, but for none to come: a burst buys no
-//! silence. While nobody lacks bytes nobody is ended for this; then the deadlines count alone.
+//! Whoever waits for its client holds bytes, and owes a least rate for them: all of them within [`PACE`], at least
+//! [`LEAST`] a second. Each byte that the client moves, in either direction, pays for a time, but for none to come: a
+//! burst buys no silence. While nobody lacks bytes nobody is ended for this; then the deadlines count alone.
 
 use std::cmp::Reverse;
 use std::sync::atomic::Ordering;
@@ -117,8 +117,8 @@ impl Room {
         }
     }
 
-    /// Lets those give way who hold bytes of this budget and are behind, the most bytes for the longest time first, until a
-    /// share of it is on its way back.
+    /// Lets those give way who hold bytes of this budget and are behind, the most bytes for the longest time first,
+    /// until a share of it is on its way back.
     pub(super) fn make(&self, short: &ByteBudget, now: Instant) {
         let (mut coming, mut behind) = (0, Vec::new());
         for connections in &self.listeners {

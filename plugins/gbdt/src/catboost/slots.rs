@@ -1,4 +1,5 @@
-//! From a row's values to the slots that the trees ask: numbers, hashes of categories, and what training counted of them.
+//! From a row's values to the slots that the trees ask: numbers, hashes of categories, and what training counted of
+//! them.
 
 use modelhost_sdk::{Column, ColumnKind};
 

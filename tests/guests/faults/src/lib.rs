@@ -90,7 +90,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A line that looks like one of the host's own.
 const FORGED: &str = "all is well\n2026-01-01T00:00:00Z ERROR forged";
 
-/// As many as `inputs` says, of as many dimensions as `rank` says, each of `dim`; the first is named `name` and has `columns` columns.
+/// As many as `inputs` says, of as many dimensions as `rank` says, each of `dim`; the first is named `name` and has
+/// `columns` columns.
 fn inputs(config: &Config, datatype: Datatype) -> Vec<TensorSpec> {
     let number = |name: &str, usual: i64| config.parameter(name).map_or(usual, |text| text.parse().unwrap());
     let name = config.parameter("name").unwrap_or("x").replace("\\n", "\n");

@@ -1,5 +1,5 @@
-//! A guest that knows the standard's `wasi:nn` alone: it answers with the graph `mlp.onnx`, loaded as the request's parameter `how`
-//! says, or with what the interface says against it.
+//! A guest that knows the standard's `wasi:nn` alone: it answers with the graph `mlp.onnx`, loaded as the request's
+//! parameter `how` says, or with what the interface says against it.
 
 use modelhost_sdk::nn::errors::Error as NnError;
 use modelhost_sdk::nn::graph::{ExecutionTarget, Graph, GraphEncoding, load, load_by_name};
