@@ -4,6 +4,8 @@
 //! input, its value JSON. Where an input is BYTES it posts `multipart/form-data`, so that a file (a picture, say) can
 //! be its element.
 
+use std::collections::HashMap;
+
 use askama::Template;
 use bytes::Bytes;
 use modelhost_core::error::Error;
@@ -20,6 +22,9 @@ use crate::table::Rows;
 
 /// Most bytes of an answer that a page shows: a person reads it.
 const MAX_ANSWER: usize = 128 << 10;
+
+/// Most bytes of a description in a list: the model's own page has all of it.
+const MAX_SUMMARY: usize = 256;
 
 /// The list of models (`GET /`).
 #[derive(Template)]
@@ -133,7 +138,7 @@ pub fn models(models: &[std::sync::Arc<Model>]) -> Result<String, Error> {
         let version = described.and_then(|number| model.versions.get(&number));
         ModelRow {
             name: model.name.to_string(),
-            description: version.map(|version| version.card.description.clone()).unwrap_or_default(),
+            description: version.map(|version| summary(&version.card.description)).unwrap_or_default(),
             versions: model.versions.len(),
             primary: primary.map_or_else(|| "none promoted".to_owned(), |number| format!("v{number}")),
         }
@@ -193,6 +198,13 @@ pub fn model(
     })
 }
 
+/// The start of a description, with a sign where it was cut.
+fn summary(description: &str) -> String {
+    let start = description.get(..description.floor_char_boundary(MAX_SUMMARY)).unwrap_or_default();
+    let cut = if start.len() < description.len() { "…" } else { "" };
+    format!("{start}{cut}")
+}
+
 fn render(page: &impl Template) -> Result<String, Error> {
     page.render().map_err(|error| Error::internal("a page could not be written").because(error))
 }
@@ -208,12 +220,14 @@ fn tensor_row(spec: &TensorSpec) -> TensorRow {
 fn versions(model: &Model) -> Vec<VersionRow> {
     let policy = model.policy.as_ref();
     let shares = policy.map(|policy| policy.shares()).unwrap_or_default();
+    let mut aliases = HashMap::<_, Vec<&str>>::new();
+    for (alias, number) in &model.aliases {
+        aliases.entry(*number).or_default().push(alias);
+    }
     let row = |version: &std::sync::Arc<Version>| {
         let number = version.number;
         let share = shares.iter().find(|(other, _)| *other == number).map_or(0, |(_, buckets)| *buckets);
         let is_challenger = policy.is_some_and(|policy| policy.challengers().contains(&number));
-        let aliases =
-            model.aliases.iter().filter(|(_, target)| **target == number).map(|(alias, _)| alias.as_str());
         VersionRow {
             number: number.get(),
             share: format!("{} %", f64::from(share) * 100.0 / f64::from(BUCKETS)),
@@ -223,8 +237,8 @@ fn versions(model: &Model) -> Vec<VersionRow> {
                 _ if share > 0 => "split",
                 _ => "",
             },
-            aliases: aliases.collect::<Vec<_>>().join(", "),
-            description: version.card.description.clone(),
+            aliases: aliases.get(&number).map(|aliases| aliases.join(", ")).unwrap_or_default(),
+            description: summary(&version.card.description),
         }
     };
     model.versions.values().rev().map(row).collect()
@@ -232,11 +246,13 @@ fn versions(model: &Model) -> Vec<VersionRow> {
 
 /// What is to be filled in: with what was posted, else with the manifest's first example.
 fn fields(version: &Version, posted: &[(String, String)], example: Option<&[ExampleField]>) -> Vec<Field> {
-    let value = |name: &str| {
-        let posted_value = posted.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone());
-        let example = || example?.iter().find(|field| field.name == name).map(|field| field.text.clone());
-        if posted.is_empty() { example().unwrap_or_default() } else { posted_value.unwrap_or_default() }
+    // Where a field was posted twice, the first one counts.
+    let values: HashMap<&str, &str> = if posted.is_empty() {
+        example.iter().copied().flatten().map(|field| (&*field.name, &*field.text)).collect()
+    } else {
+        posted.iter().rev().map(|(name, value)| (&**name, &**value)).collect()
     };
+    let value = |name: &str| values.get(name).copied().unwrap_or_default().to_owned();
     match crate::table::table(version) {
         Some(table) => table.columns.iter().map(|column| column_field(column, value(&column.name))).collect(),
         None => {
