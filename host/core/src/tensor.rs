@@ -7,8 +7,11 @@ use bytes::Bytes;
 
 use crate::error::Error;
 
+mod categories;
 #[cfg(test)]
 mod tests;
+
+pub use categories::Categories;
 
 /// Most dimensions of a tensor: numpy's own bound.
 pub const MAX_RANK: usize = 32;
@@ -131,7 +134,7 @@ pub enum ColumnKind {
     /// A number.
     Numeric,
     /// One of these values. It travels as its index.
-    Categorical(Vec<String>),
+    Categorical(Categories),
 }
 
 /// One named column of a rank-2 tensor that is a table.

@@ -199,7 +199,7 @@ fn column(column: types::ColumnResult) -> Column {
         name: column.name,
         kind: match column.kind {
             types::ColumnKindResult::Numeric => ColumnKind::Numeric,
-            types::ColumnKindResult::Categorical(values) => ColumnKind::Categorical(values),
+            types::ColumnKindResult::Categorical(values) => ColumnKind::Categorical(values.into()),
         },
         description: column.description,
         unit: column.unit,

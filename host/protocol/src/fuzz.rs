@@ -225,7 +225,7 @@ impl Said<'_> {
             name: said.text(),
             kind: match said.list(Said::text) {
                 values if values.is_empty() => ColumnKind::Numeric,
-                values => ColumnKind::Categorical(values),
+                values => ColumnKind::Categorical(values.into()),
             },
             description: Some(said.text()),
             unit: None,

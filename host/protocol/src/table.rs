@@ -6,7 +6,7 @@ use std::fmt;
 use modelhost_core::error::{Error, ErrorCode};
 use modelhost_core::infer::InferRequest;
 use modelhost_core::room::Room;
-use modelhost_core::tensor::{Column, ColumnKind, DType, Tensor, TensorSpec, element_count};
+use modelhost_core::tensor::{Categories, Column, ColumnKind, DType, Tensor, TensorSpec, element_count};
 use modelhost_core::version::Version;
 
 use crate::json::{Reader, write_string};
@@ -259,8 +259,8 @@ impl fmt::Display for Choices<'_> {
     }
 }
 
-fn category(text: &str, values: &[String], rule: Rule) -> Result<f64, Error> {
-    let index = values.iter().position(|value| value == text);
+fn category(text: &str, values: &Categories, rule: Rule) -> Result<f64, Error> {
+    let index = values.index(text);
     if index.is_none() && rule.unknown_is_missing {
         return Ok(f64::NAN);
     }

@@ -37,7 +37,7 @@ pub(crate) fn version() -> Version {
     };
     let columns = vec![
         column("age", ColumnKind::Numeric, false),
-        column("purpose", ColumnKind::Categorical(vec!["car".into(), "tv".into()]), true),
+        column("purpose", ColumnKind::Categorical(vec!["car".into(), "tv".into()].into()), true),
     ];
     let input = TensorSpec {
         name: "input".into(),

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     fn columns(minimum: Option<f64>) -> Arc<[Column]> {
-        let kind = ColumnKind::Categorical(vec!["a".into(), "b".into()]);
+        let kind = ColumnKind::Categorical(vec!["a".into(), "b".into()].into());
         let (name, description, unit) = ("c".to_owned(), None, None);
         let (maximum, missing, unknown_is_missing) = (None, false, false);
         [Column { name, kind, description, unit, minimum, maximum, missing, unknown_is_missing }].into()

@@ -327,7 +327,7 @@ fn column(feature: Feature) -> Result<Column, Error> {
     }
     Ok(Column {
         name: feature.name,
-        kind: feature.categories.map_or(ColumnKind::Numeric, ColumnKind::Categorical),
+        kind: feature.categories.map_or(ColumnKind::Numeric, |values| ColumnKind::Categorical(values.into())),
         description: feature.description,
         unit: feature.unit,
         minimum: feature.minimum,

@@ -67,7 +67,7 @@ impl From<&Column> for ColumnRow {
             name: column.name,
             categories: match column.kind {
                 ColumnKind::Numeric => None,
-                ColumnKind::Categorical(values) => Some(values),
+                ColumnKind::Categorical(values) => Some(values.into()),
             },
             description: column.description,
             unit: column.unit,
@@ -100,7 +100,9 @@ impl ColumnRow {
     fn column(self) -> Column {
         Column {
             name: self.name,
-            kind: self.categories.map_or(ColumnKind::Numeric, ColumnKind::Categorical),
+            kind: self
+                .categories
+                .map_or(ColumnKind::Numeric, |values| ColumnKind::Categorical(values.into())),
             description: self.description,
             unit: self.unit,
             minimum: self.minimum,

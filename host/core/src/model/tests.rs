@@ -74,7 +74,7 @@ fn a_signature_is_bounded() {
     check_inputs(table(columns(MAX_COLUMNS)), Ok(()));
     check_inputs(table(columns(MAX_COLUMNS + 1)), Err("it has 16385 columns, more than 16384"));
     check_inputs(table(vec![column("a", ColumnKind::Numeric); 2]), Err("column \"a\" stands twice"));
-    let empty = ColumnKind::Categorical(vec![String::new(); 100_000]);
+    let empty = ColumnKind::Categorical(vec![String::new(); 100_000].into());
     check_inputs(table(vec![column("a", empty)]), Err("more than 1048576 bytes"));
     let long = Column { description: Some("x".repeat(2 << 20)), ..column("a", ColumnKind::Numeric) };
     check_inputs(table(vec![long]), Err("more than 1048576 bytes"));

@@ -52,7 +52,7 @@ fn only_the_manifest_lets_rows_leave_columns_out_or_name_unknown_categories() {
 fn categories_may_be_numbers_and_truth_values() {
     let mut version = version();
     let mut columns = version.report.signature.inputs[0].columns.to_vec();
-    columns[1].kind = ColumnKind::Categorical(["10", "-3", "false"].map(str::to_owned).to_vec());
+    columns[1].kind = ColumnKind::Categorical(["10", "-3", "false"].map(str::to_owned).to_vec().into());
     version.report.signature.inputs[0].columns = columns.into();
     for (value, expected) in [("10", 0.0), ("-3", 1.0), ("\"10\"", 0.0), ("false", 2.0)] {
         let body = format!(r#"{{"age": 1, "purpose": {value}}}"#);
